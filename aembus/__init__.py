@@ -1,0 +1,94 @@
+"""aembus: a multi-process, shared-memory event bus for telecom-style servers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aembus.bus import Bus as Bus
+from aembus.bus import BusStatistics as BusStatistics
+from aembus.bus import Counter as Counter
+from aembus.bus import connect as connect
+from aembus.errors import AembusError as AembusError
+from aembus.errors import BusAlreadyRunning as BusAlreadyRunning
+from aembus.errors import BusBroken as BusBroken
+from aembus.errors import BusClosed as BusClosed
+from aembus.errors import BusNotFound as BusNotFound
+from aembus.errors import CallFailed as CallFailed
+from aembus.errors import CallTimeout as CallTimeout
+from aembus.errors import ControlError as ControlError
+from aembus.errors import CorruptSegment as CorruptSegment
+from aembus.errors import ForkedBusError as ForkedBusError
+from aembus.errors import InboxFull as InboxFull
+from aembus.errors import JobTooLarge as JobTooLarge
+from aembus.errors import NotReady as NotReady
+from aembus.errors import OpenError as OpenError
+from aembus.errors import OutOfSharedMemory as OutOfSharedMemory
+from aembus.errors import PermissionRefused as PermissionRefused
+from aembus.errors import RegistrationError as RegistrationError
+from aembus.errors import ServiceError as ServiceError
+from aembus.errors import ServiceLoadError as ServiceLoadError
+from aembus.errors import ServiceNotFound as ServiceNotFound
+from aembus.errors import SlotsExhausted as SlotsExhausted
+from aembus.errors import SupervisorError as SupervisorError
+from aembus.errors import VersionMismatch as VersionMismatch
+from aembus.events import Event as Event
+from aembus.events import EventStatistics as EventStatistics
+from aembus.events import EventStruct as EventStruct
+from aembus.events import EventStructStatistics as EventStructStatistics
+from aembus.job import Identity as Identity
+from aembus.job import Job as Job
+from aembus.points import ActivationPoint as ActivationPoint
+
+if TYPE_CHECKING:
+    from aembus.supervisor import Supervisor as Supervisor
+    from aembus.supervisor import WorkerSpec as WorkerSpec
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "ActivationPoint",
+    "AembusError",
+    "Bus",
+    "BusAlreadyRunning",
+    "BusBroken",
+    "BusClosed",
+    "BusNotFound",
+    "BusStatistics",
+    "CallFailed",
+    "CallTimeout",
+    "ControlError",
+    "CorruptSegment",
+    "Counter",
+    "Event",
+    "EventStatistics",
+    "EventStruct",
+    "EventStructStatistics",
+    "ForkedBusError",
+    "Identity",
+    "InboxFull",
+    "Job",
+    "JobTooLarge",
+    "NotReady",
+    "OpenError",
+    "OutOfSharedMemory",
+    "PermissionRefused",
+    "RegistrationError",
+    "ServiceError",
+    "ServiceLoadError",
+    "ServiceNotFound",
+    "SlotsExhausted",
+    "Supervisor",
+    "SupervisorError",
+    "VersionMismatch",
+    "WorkerSpec",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The supervisor brings asyncio along, which a worker or a client does not need.
+    if name in ("Supervisor", "WorkerSpec"):
+        from aembus import supervisor
+
+        return getattr(supervisor, name)
+    raise AttributeError(f"module 'aembus' has no attribute {name!r}")

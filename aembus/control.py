@@ -1,0 +1,242 @@
+"""The control socket, as a member or the command line sees it: frames, requests, the watcher.
+
+A frame is a 4-byte big-endian length and a msgpack map.  A request carries ``id`` and ``op``; its
+answer carries the same ``id`` and either ``result`` or ``error``.  What the supervisor says on its
+own carries ``push`` instead: a new generation, or an order to drain or to stop.
+
+The watcher is a small thread that reads the connection.  It sees the supervisor die, and it
+acknowledges generations: by then no activation of this process runs under an older one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgpack
+
+from aembus import errors
+from aembus.errors import (
+    AembusError,
+    BusBroken,
+    BusNotFound,
+    ControlError,
+    PermissionRefused,
+    VersionMismatch,
+)
+from aembus.shm import names
+
+PROTOCOL_VERSION: Final = 1
+FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
+REQUEST_TIMEOUT_S: Final = 30.0
+_LENGTH: Final = struct.Struct(">I")
+
+
+def pack_frame(message: dict[str, Any]) -> bytes:
+    """Return `message` as a frame."""
+    body: bytes = msgpack.packb(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a byte stream into frames (pure)."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[dict[str, Any]]:
+        """Return the frames that `data` completes.  Raises ControlError at an oversized one."""
+        self._buffer += data
+        frames = []
+        while len(self._buffer) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer)
+            if length > FRAME_BYTES_MAX:
+                raise ControlError(f"frame is too long, length={length}, max={FRAME_BYTES_MAX}")
+            end = _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            frames.append(msgpack.unpackb(self._buffer[_LENGTH.size : end], strict_map_key=False))
+            del self._buffer[:end]
+        return frames
+
+
+def error_to_frame(error: BaseException) -> dict[str, str]:
+    """Return an error as it travels: its type's name and its text."""
+    return {"type": type(error).__name__, "text": str(error)}
+
+
+def error_from_frame(frame: dict[str, str]) -> AembusError:
+    """Return the error that the other side meant; an unknown type becomes ControlError."""
+    kind = getattr(errors, frame["type"], None)
+    if isinstance(kind, type) and issubclass(kind, AembusError) and kind is not errors.CallFailed:
+        return kind(frame["text"])
+    return ControlError(f"{frame['type']}: {frame['text']}")
+
+
+class _Answer:
+    __slots__ = ("arrived", "frame")
+
+    def __init__(self) -> None:
+        self.arrived = threading.Event()
+        self.frame: dict[str, Any] = {}
+
+
+class ControlClient:
+    """One connection to a bus's supervisor.
+
+    Args:
+        bus: the bus's name.
+        on_push: called in the watcher thread with each thing the supervisor says on its own.
+        on_broken: called once in the watcher thread when the connection ends and `close` was
+            not called.
+
+    Raises: BusNotFound, PermissionRefused, VersionMismatch.
+    """
+
+    def __init__(
+        self,
+        bus: str,
+        on_push: Callable[[dict[str, Any]], None] | None = None,
+        on_broken: Callable[[], None] | None = None,
+    ) -> None:
+        self._bus = bus
+        self._on_push = on_push
+        self._on_broken = on_broken
+        self._ids = itertools.count(1)
+        self._answers: dict[int, _Answer] = {}
+        self._send_lock = threading.Lock()
+        self._closing = False
+        self._socket = _connect(bus)
+        try:
+            self.greeting = self._greet()
+        except BaseException:
+            self._socket.close()
+            raise
+        self._watcher = threading.Thread(target=self._watch, name="aembus-watcher", daemon=True)
+        self._watcher.start()
+
+    def _greet(self) -> dict[str, Any]:
+        # The supervisor opened a pidfd for us before it said hello; answering proves that the
+        # process it opened is the one that talks.
+        self._socket.settimeout(REQUEST_TIMEOUT_S)
+        reader = FrameReader()
+        frames: list[dict[str, Any]] = []
+        try:
+            while not frames:
+                data = self._socket.recv(65536)
+                if not data:
+                    raise BusNotFound(f"the supervisor closed the connection, bus={self._bus!r}")
+                frames = reader.feed(data)
+            hello: dict[str, Any] = frames[0]
+            if "error" in hello:
+                raise error_from_frame(hello["error"])
+            if hello.get("protocol") != PROTOCOL_VERSION:
+                raise VersionMismatch(
+                    "this aembus and the bus speak different control protocols; run the same "
+                    f"release on both sides, want={PROTOCOL_VERSION}, got={hello.get('protocol')}"
+                )
+            self._socket.sendall(pack_frame({"hello": hello["hello"], "pid": os.getpid()}))
+        except OSError as error:
+            raise BusNotFound(f"no answer from the supervisor, bus={self._bus!r}") from error
+        self._socket.settimeout(None)
+        return hello
+
+    def request(
+        self, op: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **fields: Any
+    ) -> dict[str, Any]:
+        """Ask the supervisor, block until its answer, and return the answer's fields.
+
+        Raises: BusBroken if it is gone, ControlError at the time-out, else what it refused with.
+        """
+        request_id = next(self._ids)
+        answer = self._answers[request_id] = _Answer()
+        try:
+            if self._closing:
+                raise BusBroken(f"the connection to the supervisor is gone, bus={self._bus!r}")
+            self._send({"id": request_id, "op": op, **fields})
+            if not answer.arrived.wait(timeout_s):
+                raise ControlError(f"no answer in time, op={op!r}, timeout_s={timeout_s}")
+        finally:
+            del self._answers[request_id]
+        if "error" in answer.frame:
+            raise error_from_frame(answer.frame["error"])
+        result: dict[str, Any] = answer.frame["result"]
+        return result
+
+    def tell(self, op: str, **fields: Any) -> None:
+        """Say something that wants no answer; nothing happens if the supervisor is gone."""
+        with contextlib.suppress(BusBroken):
+            self._send({"op": op, **fields})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with self._send_lock:
+            try:
+                self._socket.sendall(pack_frame(message))
+            except OSError as error:
+                raise BusBroken(f"the supervisor is gone, bus={self._bus!r}") from error
+
+    def _watch(self) -> None:
+        reader = FrameReader()
+        with contextlib.suppress(OSError, ControlError):
+            while data := self._socket.recv(65536):
+                for frame in reader.feed(data):
+                    self._dispatch(frame)
+        closed_by_us, self._closing = self._closing, True
+        gone = {"error": {"type": "BusBroken", "text": f"supervisor is gone, bus={self._bus!r}"}}
+        for answer in list(self._answers.values()):
+            answer.frame = gone
+            answer.arrived.set()
+        if not closed_by_us and self._on_broken is not None:
+            self._on_broken()
+
+    def _dispatch(self, frame: dict[str, Any]) -> None:
+        if "push" in frame:
+            if self._on_push is not None:
+                self._on_push(frame)
+            return
+        answer = self._answers.get(frame.get("id", 0))
+        if answer is not None:
+            answer.frame = frame
+            answer.arrived.set()
+
+    def forget_parent(self) -> None:
+        """Drop this copy of the descriptor in a forked child; the parent's connection stays."""
+        self._closing = True
+        self._socket.close()
+
+    def close(self) -> None:
+        """End the connection and the watcher.  Idempotent."""
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        if threading.current_thread() is not self._watcher:
+            self._watcher.join()
+        self._socket.close()
+
+
+def _connect(bus: str) -> socket.socket:
+    names.check_bus_name(bus)
+    path = names.control_path(bus)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        connection.close()
+        running = [name for name in names.buses() if name != bus]
+        raise BusNotFound(
+            "no supervisor runs this bus; start one (aembus run ... --bus NAME), "
+            f"bus={bus!r}, others={running}"
+        ) from error
+    except PermissionError as error:
+        connection.close()
+        raise PermissionRefused(f"the bus belongs to another user, bus={bus!r}") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,274 @@
+"""Events and the event_struct: what a member runs when a job arrives.
+
+The event_struct takes jobs from the inbox and runs their handlers one at a time, in the thread
+that called `deliver`.  A job is STARTED before its handler and DONE after it, in shared memory, so
+that a replacement of this process knows what was in hand.  A handler's exception is logged,
+counted and dead-letters its job; the loop goes on.  What is no Exception (SystemExit,
+KeyboardInterrupt) is not swallowed and leaves the job in hand.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, final
+
+from aembus.codec import decode
+from aembus.errors import AembusError, BusBroken, ControlError
+from aembus.job import Job, job_from_record
+from aembus.shm import layout
+from aembus.shm.inbox import Inbox
+from aembus.shm.lane import LaneConsumer, Record
+
+log = logging.getLogger("aembus")
+
+DEATHS_MAX: Final = 3  # a job that was in hand at so many deaths is not tried again
+
+Handler = Callable[..., object]
+
+
+@dataclass(frozen=True, slots=True)
+class EventStatistics:
+    """What one event's handler did in this process."""
+
+    delivered: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventStructStatistics:
+    """What this member's event_struct did in this process."""
+
+    events: int
+    delivered: int
+    failed: int
+    dead_lettered: int
+
+
+@final
+class Event:
+    """One registration of one member; its handler gets it as first argument.
+
+    id: stable across restarts of a named member; 0 until published.
+    point: the activation point's name.
+    context: yours; aembus never looks at it.
+    """
+
+    __slots__ = (
+        "_attempt",
+        "_closer",
+        "_delivered",
+        "_failed",
+        "_inbox_slot",
+        "_lane_class",
+        "_record",
+        "context",
+        "group",
+        "handler",
+        "id",
+        "name",
+        "once",
+        "point",
+        "redeliver",
+    )
+
+    def __init__(
+        self,
+        point: str,
+        handler: Handler,
+        *,
+        name: str,
+        group: str | None,
+        once: bool,
+        redeliver: bool,
+        context: Any,
+        closer: Callable[[Event], None],
+    ) -> None:
+        self.id = 0
+        self.point = point
+        self.handler = handler
+        self.name = name
+        self.group = group
+        self.once = once
+        self.redeliver = redeliver
+        self.context = context
+        self._closer = closer
+        self._record: Record | None = None
+        self._attempt = 0
+        self._inbox_slot = 0
+        self._lane_class = layout.CLASS_NORMAL
+        self._delivered = 0
+        self._failed = 0
+
+    @property
+    def job(self) -> Job | None:
+        """The job that the handler works on; None outside the handler."""
+        if self._record is None:
+            return None
+        return job_from_record(self._record, self._inbox_slot, self._lane_class, self._attempt)
+
+    def close(self) -> None:
+        """Take the event off its wait queue for good.
+
+        Jobs that were queued for it go to its group, or to the dead letters.
+        """
+        self._closer(self)
+
+    def statistics(self) -> EventStatistics:
+        """Return what the handler did so far in this process."""
+        return EventStatistics(self._delivered, self._failed)
+
+    def __repr__(self) -> str:
+        return f"<Event {self.id} {self.name!r} at {self.point!r}>"
+
+
+class Undeliverable(Protocol):
+    """Where a job goes that cannot be delivered here."""
+
+    def __call__(self, record: Record, reason: str, *, try_group: bool, detail: str = "") -> bool:
+        """Keep the job; return True if it went to a sibling of its group.
+
+        Raises BusBroken if it could not be kept: the job stays in hand then.
+        """
+
+
+class EventStruct:
+    """The one event_struct of a member.
+
+    Args:
+        slot: whose.
+        inbox: where its jobs arrive.
+        undeliverable: keeps what cannot be delivered.
+    """
+
+    def __init__(self, slot: int, inbox: Inbox, undeliverable: Undeliverable) -> None:
+        self._slot = slot
+        self._inbox = inbox
+        self._undeliverable = undeliverable
+        self._events: dict[int, Event] = {}
+        self._other_kinds: dict[int, Callable[[Record], None]] = {}
+        self._delivering = False
+        self._stopping = False
+        self._delivered = 0
+        self._failed = 0
+        self._dead_lettered = 0
+
+    def add(self, event: Event) -> None:
+        """Own an event; from now on jobs with its id are delivered to it."""
+        event._inbox_slot = self._slot
+        self._events[event.id] = event
+
+    def remove(self, event: Event) -> None:
+        """Own the event no longer.  Idempotent."""
+        self._events.pop(event.id, None)
+
+    @property
+    def events(self) -> list[Event]:
+        """All events owned now."""
+        return list(self._events.values())
+
+    def on_kind(self, kind: int, callback: Callable[[Record], None]) -> None:
+        """Deliver records of another kind (timer expiries) to `callback`, as if to a handler."""
+        self._other_kinds[kind] = callback
+
+    def stop(self) -> None:
+        """Make `deliver` return after the job in hand."""
+        self._stopping = True
+
+    def deliver(self) -> int:
+        """Give every lane its turn and return how many jobs were handled.
+
+        Raises AembusError if called by a handler: handlers never nest.
+        """
+        if self._delivering:
+            raise AembusError("a handler asked for more jobs; handlers never nest: return instead")
+        self._delivering = True
+        handled = 0
+        try:
+            for lane, budget in self._inbox.turn():
+                for _ in range(budget):
+                    record = self._inbox.take(lane)
+                    if record is None:
+                        break
+                    self._deliver(lane, record)
+                    handled += 1
+                    if self._stopping:
+                        return handled
+        finally:
+            self._delivering = False
+        return handled
+
+    def _deliver(self, lane: LaneConsumer, record: Record) -> None:
+        if record.kind != layout.KIND_JOB:
+            self._deliver_other(lane, record)
+            return
+        event = self._events.get(record.event_id)
+        if event is None:
+            self._give_back(lane, record, "its event was closed", try_group=True)
+            return
+        attempts = record.attempts
+        if attempts >= DEATHS_MAX:
+            self._give_back(lane, record, f"in hand at {attempts} deaths", try_group=False)
+            return
+        if attempts and not event.redeliver:
+            self._give_back(lane, record, "in hand when its worker died", try_group=False)
+            return
+        event._attempt = lane.start(record)
+        event._record = record
+        try:
+            event.handler(event, *decode(record.payload))
+        except Exception as error:
+            event._failed += 1
+            self._fail(lane, record, event, error)
+        else:
+            lane.done(record)
+            event._delivered += 1
+            self._delivered += 1
+        finally:
+            event._record = None
+        if event.once:
+            event.close()
+
+    def _deliver_other(self, lane: LaneConsumer, record: Record) -> None:
+        callback = self._other_kinds.get(record.kind)
+        if callback is None:
+            self._give_back(lane, record, f"kind {record.kind} is unknown", try_group=False)
+            return
+        lane.start(record)
+        try:
+            callback(record)
+        except Exception:
+            self._failed += 1
+            self._inbox.count_failed()
+            log.exception("a handler failed, kind=%d, id=%#x", record.kind, record.reply_id)
+        lane.done(record)
+        self._delivered += 1
+
+    def _fail(self, lane: LaneConsumer, record: Record, event: Event, error: Exception) -> None:
+        self._failed += 1
+        self._inbox.count_failed()
+        log.error("handler of %r failed, job=%s", event, event.job, exc_info=error)
+        detail = "".join(traceback.format_exception(error))
+        self._give_back(lane, record, "its handler raised", try_group=False, detail=detail)
+
+    def _give_back(
+        self, lane: LaneConsumer, record: Record, reason: str, *, try_group: bool, detail: str = ""
+    ) -> None:
+        try:
+            forwarded = self._undeliverable(record, reason, try_group=try_group, detail=detail)
+        except (BusBroken, ControlError) as error:
+            log.error("job could not be kept and stays in hand: %s, reason=%s", error, reason)
+            return
+        if forwarded:
+            lane.forwarded(record)
+        else:
+            lane.dead(record)
+            self._dead_lettered += 1
+
+    def statistics(self) -> EventStructStatistics:
+        """Return what was done so far in this process."""
+        return EventStructStatistics(
+            len(self._events), self._delivered, self._failed, self._dead_lettered
+        )

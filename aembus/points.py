@@ -1,0 +1,50 @@
+"""Activation points: named places where events happen."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from aembus.codec import encode, key_hash
+from aembus.sender import FULL, Job, Sender
+
+
+@final
+class ActivationPoint:
+    """One point of one bus; get it from `Bus.point` and keep it where activations are frequent."""
+
+    __slots__ = ("_route", "_sender", "name")
+
+    def __init__(self, name: str, sender: Sender) -> None:
+        self.name = name
+        self._sender = sender
+        self._route = sender.route(name)
+
+    def activate(
+        self, *data: Any, key: str | bytes | int | None = None, timeout: float = 1.0
+    ) -> int:
+        """Wake every concerned event: write a job into the inbox of each one's member.
+
+        Args:
+            data: what the handlers get as arguments, after the event; must fit msgpack.
+            key: activations with the same key reach the same member of each group, in order.
+            timeout: seconds to wait for room if a concerned inbox is full.
+
+        Returns how many jobs that made: 0 if nobody registered here.
+
+        Raises: InboxFull (nothing was sent to anybody), JobTooLarge, TypeError for data that
+        msgpack does not know, BusBroken, BusClosed, ForkedBusError, OutOfSharedMemory.
+        """
+        if key is None:
+            return self._sender.activate(self._route, Job(encode(data)), timeout, keyed=False)
+        job = Job(encode(data), key_hash=key_hash(key))
+        return self._sender.activate(self._route, job, timeout, keyed=True)
+
+    def try_activate(self, *data: Any, key: str | bytes | int | None = None) -> bool:
+        """Like `activate`, but return False at once if a concerned inbox is full."""
+        if key is None:
+            return self._sender.try_activate(self._route, Job(encode(data)), keyed=False) != FULL
+        job = Job(encode(data), key_hash=key_hash(key))
+        return self._sender.try_activate(self._route, job, keyed=True) != FULL
+
+    def __repr__(self) -> str:
+        return f"<ActivationPoint {self.name!r}>"

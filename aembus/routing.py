@@ -1,0 +1,127 @@
+"""Who is concerned by an activation: wait queues, compiled from one registry document.  Pure.
+
+Every member compiles the document for itself when the generation changes; nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+STATE_RUNNING: Final = "running"
+STATE_DEGRADED: Final = "degraded"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member, as the registry shows it."""
+
+    slot: int
+    incarnation: int
+    inbox_id: int
+    kind: str
+    name: str
+    pid: int
+    state: str
+
+
+class Target(NamedTuple):
+    """One concerned event: whose, and which."""
+
+    slot: int
+    event_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceVersion:
+    """One hosted version of a service: where it runs and what its calls are called."""
+
+    name: str
+    version: str
+    slot: int
+    calls: dict[str, int]
+    client: str | None
+
+
+class WaitQueue:
+    """The registrations of one activation point: some get every activation, groups share them."""
+
+    __slots__ = ("_everyone", "_groups", "_only_group")
+
+    def __init__(self, everyone: Sequence[Target], groups: Sequence[Sequence[Target]]) -> None:
+        self._everyone = tuple(everyone)
+        self._groups = tuple(tuple(group) for group in groups)
+        self._only_group = self._groups[0] if len(self._groups) == 1 and not everyone else None
+
+    def pick(self, chooser: int) -> tuple[Target, ...]:
+        """Return the events to wake: all without a group, and of each group the one chosen.
+
+        Args:
+            chooser: a key's hash, or a number that grows with each activation (round-robin).
+        """
+        group = self._only_group
+        if group is not None:
+            return (group[chooser % len(group)],)
+        if not self._groups:
+            return self._everyone
+        return self._everyone + tuple(group[chooser % len(group)] for group in self._groups)
+
+    def __len__(self) -> int:
+        return len(self._everyone) + len(self._groups)
+
+
+EMPTY: Final = WaitQueue((), ())
+
+
+class Routing:
+    """One generation of the registry, ready to be asked."""
+
+    def __init__(self, generation: int, document: dict[str, Any]) -> None:
+        self.generation = generation
+        self.members = {m[0]: Member(*m) for m in document["members"]}
+        self.points: dict[str, list[list[Any]]] = document["points"]
+        self.services = [ServiceVersion(*s) for s in document["services"]]
+        self._queues: dict[str, WaitQueue] = {}
+
+    def queue(self, point: str) -> WaitQueue:
+        """Return the wait queue of a point; empty where nobody registered."""
+        queue = self._queues.get(point)
+        if queue is None:
+            queue = self._queues[point] = self._compile(self.points.get(point, ()))
+        return queue
+
+    def _compile(self, registrations: Sequence[Sequence[Any]]) -> WaitQueue:
+        if not registrations:
+            return EMPTY
+        everyone: list[Target] = []
+        groups: dict[str, list[Target]] = {}
+        # By event id: the order, and so the member that a key picks, is the same everywhere and
+        # stays when a worker is restarted.
+        for event_id, slot, group in sorted(registrations, key=_event_id):
+            target = Target(slot, event_id)
+            if group is None:
+                everyone.append(target)
+            else:
+                groups.setdefault(group, []).append(target)
+        return WaitQueue(everyone, [self._able(group) for group in groups.values()])
+
+    def _able(self, group: list[Target]) -> list[Target]:
+        able = [t for t in group if self.members[t.slot].state != STATE_DEGRADED]
+        return able or group
+
+    def group(self, point: str, group: str | None) -> Sequence[Target]:
+        """Return the events of one group of a point."""
+        registrations = sorted(self.points.get(point, ()), key=_event_id)
+        return [Target(slot, event_id) for event_id, slot, of in registrations if of == group]
+
+    def service(self, name: str, version: str | None) -> ServiceVersion | None:
+        """Return the version asked for, or the newest (the last loaded) of a service."""
+        for service in reversed(self.services):
+            if service.name == name and version in (None, service.version):
+                return service
+        return None
+
+
+def _event_id(registration: Sequence[Any]) -> int:
+    return int(registration[0])

@@ -1,0 +1,142 @@
+"""The contract of a service: what it offers, what it is asked, and what its host does for it.
+
+A service runs in the supervisor's event loop (later: in a host of its own), so nothing here may
+block.  Members reach its calls through lanes; it reaches them by activating points or by sending
+to one member.  A destination that is full never stops the service: what cannot be written yet is
+parked for that destination, in order, and `Host.congested` says when a source should pause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+
+from aembus.routing import ServiceVersion, Target
+from aembus.sender import Job
+
+if TYPE_CHECKING:
+    from aembus.bus import Bus
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class Caller(NamedTuple):
+    """Who calls: a member, and which process of it."""
+
+    slot: int
+    incarnation: int
+
+
+def call(function: _F) -> _F:
+    """Mark a method as a service call: ``method(self, caller, *data)``.
+
+    What it returns (or its awaitable's result) is the answer, what it raises the refusal.
+    """
+    function.__dict__["is_service_call"] = True
+    return function
+
+
+class Host(Protocol):
+    """What a service may ask of the process that hosts it."""
+
+    def now_ns(self) -> int:
+        """Return CLOCK_MONOTONIC in nanoseconds."""
+
+    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
+        """Wake the events of a point; return how many jobs that made (parked ones counted).
+
+        Args:
+            payload: the encoded data.
+            key_hash: picks the member of each group; None for round-robin.
+            source: on whose behalf, for `congested`; 0 for nobody's.
+        """
+
+    def send(self, target: Target, job: Job, source: int = 0) -> int:
+        """Send to one member; 0 if it is not on the bus, else 1 (parked counts)."""
+
+    def has_events(self, point: str) -> bool:
+        """Say whether anybody is registered at a point."""
+
+    def incarnation(self, slot: int) -> int:
+        """Return which process is the member in `slot` now, 0 if there is none."""
+
+    def congested(self, source: int) -> bool:
+        """Say whether so much is parked for a source's destinations that it should pause.
+
+        The service's `on_room` is called with it when it may go on.
+        """
+
+    def forget_source(self, source: int) -> None:
+        """A source is gone; what it sent stays parked."""
+
+    def work_is_due(self, service: Service) -> None:
+        """Say that `next_due_ns` of the service may have become earlier."""
+
+
+class Service:
+    """Base of all services.  Subclasses set `name` and `version` and mark their calls.
+
+    client: ``module:Class`` of what `Bus.service` returns; None for one method a call.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    client: ClassVar[str | None] = None
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    @classmethod
+    def calls(cls) -> list[str]:
+        """Return the names of the calls, sorted."""
+        return sorted(n for n in dir(cls) if getattr(getattr(cls, n), "is_service_call", False))
+
+    async def start(self) -> None:
+        """Get ready; an exception here refuses the load and changes nothing else."""
+
+    def next_due_ns(self) -> int | None:
+        """Return when `do_work` is wanted next, on the host's clock; None: not before a call."""
+        return None
+
+    def do_work(self, now_ns: int) -> int:
+        """Do what is due and return how much that was; must not block."""
+        return 0
+
+    def on_registry_changed(self) -> None:
+        """Members or registrations have changed."""
+
+    def on_member_gone(self, slot: int, incarnation: int) -> None:
+        """A member's process is dead or has left."""
+
+    def on_room(self, sources: Iterable[int]) -> None:
+        """These sources, congested before, may go on."""
+
+    def close_intakes(self) -> None:
+        """Take in nothing new: the bus is about to stop."""
+
+    async def stop(self) -> None:
+        """Flush what is on its way out and let go of everything."""
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts for `aembus stats`."""
+        return {}
+
+
+Result = Awaitable[Any] | Any
+
+
+class CallClient:
+    """The plainest client of a service: each call is a method that waits for the answer."""
+
+    def __init__(self, bus: Bus, service: ServiceVersion) -> None:
+        self._bus = bus
+        self._service = service
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call_it(*data: Any, timeout: float = 5.0) -> Any:
+            return self._bus.call_service(self._service, name, data, timeout)
+
+        return call_it

@@ -1,0 +1,68 @@
+"""TCP, as a member uses it: ``tcp = bus.service("tcp")``.
+
+The service owns the sockets, so a member's death closes no connection; members own the logic.
+"""
+
+from __future__ import annotations
+
+from aembus.bus import Bus
+from aembus.routing import ServiceVersion
+
+
+class TcpClient:
+    """The TCP service's calls."""
+
+    def __init__(self, bus: Bus, service: ServiceVersion) -> None:
+        self._bus = bus
+        self._service = service
+
+    def listen(
+        self,
+        address: str,
+        point: str,
+        *,
+        framer: str = "raw",
+        message_bytes_max: int = 65536,
+        connections_max: int = 10_000,
+        on_open: str | None = None,
+        on_close: str | None = None,
+        timeout: float = 5.0,
+    ) -> str:
+        """Listen on `address` and activate `point` with each message; return the bound address.
+
+        Asking again for the same address with the same options joins the listener that is there,
+        so each worker may ask, at each start.  Connections are accepted once somebody is
+        registered at `point`.
+
+        Args:
+            address: "host:port"; port 0 lets the system choose.
+            point: activated with (connection, message), keyed by what the framer says, else by
+                the connection.
+            framer: "raw", "line", "length", or "module:Class".
+            message_bytes_max: a longer message ends its connection.
+            connections_max: more are closed at once, and counted.
+            on_open: a point activated with (connection, peer's address).
+            on_close: a point activated with (connection,).
+
+        Raises: CallFailed: the port is in use, another listener there has other options, no such
+        framer.
+        """
+        data = (
+            address,
+            point,
+            framer,
+            message_bytes_max,
+            connections_max,
+            on_open,
+            on_close,
+        )
+        result: str = self._bus.call_service(self._service, "listen", data, timeout)
+        return result
+
+    def send(self, connection: int, data: bytes) -> None:
+        """Send bytes down a connection; one that is closed already is left alone, and counted."""
+        self._bus.tell_service(self._service, "send", (connection, data))
+
+    def close(self, connection: int) -> None:
+        """Close a connection after what was sent before has gone out."""
+        self._bus.tell_service(self._service, "close", (connection,))

@@ -1,0 +1,274 @@
+"""An inbox, as its owner sees it: the lanes from all producers, and the doorbell to sleep on.
+
+Read by one process, its owner; each lane is written by one producer.  Guarantees:
+
+- lanes of one class are visited in turn, with a budget each, so no producer starves another;
+- urgent lanes are visited before normal ones, and a budget keeps normal ones alive;
+- several threads of the owner may wait at once: one is elected to sleep on the doorbell, and
+  wakes the others, since two sleepers on one bell would eat each other's post;
+- every sleep is bounded.  Work found by the bound, with no post arriving late, counts in
+  `rescued_wakeups`, which reads 0 when the doorbell protocol holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from aembus.shm import layout
+from aembus.shm.doorbell import Bell, fence, open_bell
+from aembus.shm.lane import CorruptLane, LaneConsumer, Record
+from aembus.shm.segment import Segment
+
+log = logging.getLogger("aembus")
+
+SLEEP_S_MAX: Final = 0.1
+LATE_POST_S: Final = 1.0
+BUDGETS: Final = (64, 128, 256)  # records in a turn, by lane class
+
+_SLEEPING_WORD = layout.SLEEPING // layout.WORD
+
+
+def inbox_role(inbox_id: int) -> str:
+    """Return the role of inbox number `inbox_id` in its segment's name."""
+    return f"inbox{inbox_id}"
+
+
+class Inbox:
+    """The owner's end of its inbox.
+
+    Args:
+        segment: the opened inbox segment; the inbox closes it.
+        bell: what the owner sleeps on; the inbox closes it.
+    """
+
+    def __init__(self, segment: Segment, bell: Bell) -> None:
+        self._segment = segment
+        self._words = segment.words
+        self._bell = bell
+        self._slots = segment.slots
+        self._lane_bytes = segment.lane_bytes
+        self._doors_end = layout.DOORS + layout.LANE_CLASSES * self._slots
+        self._doors = bytes(layout.LANE_CLASSES * self._slots)
+        self.lanes: tuple[list[LaneConsumer], ...] = tuple([] for _ in range(layout.LANE_CLASSES))
+        self._origins: dict[LaneConsumer, tuple[int, int]] = {}  # lane class, producer's slot
+        self._turn = 0
+        self._ticket = 0
+        self._suspected_at = 0.0
+        self._elected = threading.Lock()
+        self._waiting: list[Callable[[], bool]] = []
+        self._woken = threading.Condition()
+        self._wakes = 0
+
+    @classmethod
+    def open(cls, bus: str, nonce: str, inbox_id: int, bell_kind: int, name: str) -> Inbox:
+        """Open one's own inbox: the segment `name` and the bell made beside it."""
+        segment = Segment.open(name, layout.INBOX_MAGIC)
+        try:
+            bell = open_bell(bus, nonce, inbox_id, bell_kind)
+        except BaseException:
+            segment.close()
+            raise
+        return cls(segment, bell)
+
+    # --- what is there ------------------------------------------------------------------------
+
+    def look_for_doors(self) -> None:
+        """Take up the lanes whose producer has opened them since the last look."""
+        doors = bytes(self._segment.memory[layout.DOORS : self._doors_end])
+        if doors == self._doors:
+            return
+        for index, (before, now) in enumerate(zip(self._doors, doors, strict=True)):
+            if now == layout.DOOR_OPEN != before:
+                self._open_lane(index)
+        self._doors = doors
+
+    def _open_lane(self, index: int) -> None:
+        lane_class, producer = divmod(index, self._slots)
+        control = layout.lane_control_offset(self._slots, index)
+        ring = layout.ring_offset(self._slots, self._lane_bytes, index)
+        try:
+            lane = LaneConsumer(self._segment.memory, control, ring, self._lane_bytes)
+        except CorruptLane as error:
+            self._count_corrupt(error, producer)
+            return
+        self.lanes[lane_class].append(lane)
+        self._origins[lane] = (lane_class, producer)
+
+    def has_jobs(self) -> bool:
+        """Say whether a normal or urgent lane has a record to take."""
+        self.look_for_doors()
+        normal, urgent, _ = self.lanes
+        return any(lane.has_records() for lane in normal) or any(
+            lane.has_records() for lane in urgent
+        )
+
+    def has_replies(self) -> bool:
+        """Say whether a reply lane has a record to take."""
+        self.look_for_doors()
+        return any(lane.has_records() for lane in self.lanes[layout.CLASS_REPLY])
+
+    def turn(self) -> Iterator[tuple[LaneConsumer, int]]:
+        """Yield the lanes to visit in this turn, each with how many records it may give.
+
+        Each turn begins with another normal lane, so that none is always last.
+        """
+        self.look_for_doors()
+        normal, urgent, _ = self.lanes
+        for lane in urgent:
+            yield lane, BUDGETS[layout.CLASS_URGENT]
+        count = len(normal)
+        self._turn = begin = (self._turn + 1) % count if count else 0
+        for index in range(count):
+            yield normal[begin + index - count], BUDGETS[layout.CLASS_NORMAL]
+
+    def take(self, lane: LaneConsumer) -> Record | None:
+        """Take a record from `lane`; what cannot be followed is skipped, counted and logged."""
+        try:
+            return lane.take()
+        except CorruptLane as error:
+            self._count_corrupt(error, self._origins[lane][1], lane.skip_to_tail())
+            return None
+
+    def take_replies(self) -> Iterator[Record]:
+        """Take what the reply lanes hold; each record is done when the next is asked for."""
+        self.look_for_doors()
+        for lane in self.lanes[layout.CLASS_REPLY]:
+            while (record := self.take(lane)) is not None:
+                yield record
+                lane.done(record)
+
+    def _count_corrupt(self, error: CorruptLane, producer: int, lost: int = 0) -> None:
+        self._words[layout.CORRUPTED // 8] += max(lost, 1)
+        log.error("corrupt lane from slot %d, %d records given up: %s", producer, lost, error)
+
+    def producers_wanting_room(self) -> list[int]:
+        """Return the slots of producers that wait for room and now have it."""
+        return [slot for lane, (_, slot) in self._origins.items() if lane.wants_post()]
+
+    def lane_class(self, lane: LaneConsumer) -> int:
+        """Return the class of one of this inbox's lanes."""
+        return self._origins[lane][0]
+
+    # --- sleeping -----------------------------------------------------------------------------
+
+    def wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        """Block until `ready()` is true or the time is over; return what `ready()` last said.
+
+        Any thread of the owner may call it; `ready` must be cheap and take no lock.
+        It may return early when a Python signal handler ran.
+        """
+        deadline = time.monotonic() + timeout_s
+        self._waiting.append(ready)
+        try:
+            while not ready():
+                left_s = min(deadline - time.monotonic(), SLEEP_S_MAX)
+                if left_s <= 0:
+                    return False
+                wakes = self._wakes
+                if self._elected.acquire(blocking=False):
+                    try:
+                        self._sleep(left_s)
+                    finally:
+                        self._elected.release()
+                        self._wake_others()
+                else:
+                    with self._woken:
+                        if self._wakes == wakes:
+                            self._woken.wait(left_s)
+            return True
+        finally:
+            self._waiting.remove(ready)
+
+    def _sleep(self, timeout_s: float) -> None:
+        try:
+            if self.announce_sleep(self._anyone_ready):
+                began = time.monotonic()
+                rung = self._bell.timed_wait(timeout_s)
+                by_bound = not rung and time.monotonic() - began >= timeout_s
+                self._watch_for_lost_posts(by_bound)
+        finally:
+            self.end_sleep()
+
+    def wake(self) -> None:
+        """Make whoever waits look again, since something other than a lane has changed."""
+        self._bell.post()
+        self._wake_others()
+
+    def announce_sleep(self, ready: Callable[[], bool]) -> bool:
+        """Tell producers to post from now on; False if `ready()` says that there is no need.
+
+        Call `end_sleep` in either case, after the wait.
+        """
+        self._ticket += layout.BELL_TICKET
+        self._words[_SLEEPING_WORD] = self._ticket | self._bell.kind
+        fence()  # SYNC POINT: pairs with the producer's fence between tail and sleeping
+        return not ready()
+
+    def end_sleep(self) -> int:
+        """Tell producers that no post is needed, and take back those that came; return how many."""
+        self._words[_SLEEPING_WORD] = layout.AWAKE
+        posts = self._bell.drain()
+        if posts:
+            self._suspected_at = 0.0
+        return posts
+
+    def _anyone_ready(self) -> bool:
+        return any(ready() for ready in tuple(self._waiting))
+
+    def _wake_others(self) -> None:
+        with self._woken:
+            self._wakes += 1
+            self._woken.notify_all()
+
+    def _watch_for_lost_posts(self, by_bound: bool) -> None:
+        now = time.monotonic()
+        if not by_bound:
+            self._suspected_at = 0.0
+            return
+        if self._suspected_at and now - self._suspected_at > LATE_POST_S:
+            self._words[layout.RESCUED_WAKEUPS // 8] += 1
+            self._suspected_at = 0.0
+        if not self._suspected_at and self._anyone_ready():
+            self._suspected_at = now
+
+    # --- the owner's own words ----------------------------------------------------------------
+
+    def count_failed(self) -> None:
+        """Count a handler that raised."""
+        self._words[layout.FAILED // 8] += 1
+
+    def add_to_counter(self, index: int, number: int) -> None:
+        """Add to one of the application's counters, which outlive this process."""
+        self._words[layout.COUNTERS // 8 + index] += number
+
+    def counter(self, index: int) -> int:
+        """Return one of the application's counters."""
+        return int(self._words[layout.COUNTERS // 8 + index])
+
+    def close(self) -> None:
+        """Let go of the inbox in this process; what is queued stays."""
+        for lanes in self.lanes:
+            for lane in lanes:
+                lane.close()
+            lanes.clear()
+        self._origins.clear()
+        self._bell.close()
+        self._segment.close()
+
+
+def create_inbox(name: str, slots: int, lane_bytes: int) -> Segment:
+    """Create an inbox segment (the supervisor does).  Raises OutOfSharedMemory."""
+    segment = Segment.create(
+        name,
+        layout.INBOX_MAGIC,
+        layout.inbox_bytes(slots, lane_bytes),
+        slots=slots,
+        lane_bytes=lane_bytes,
+        reserve_bytes=layout.rings_offset(slots),
+    )
+    segment.publish()
+    return segment

@@ -1,0 +1,443 @@
+"""A lane: a ring in shared memory with one producer and one consumer.  Plain Python, the reference.
+
+Who touches what (see `layout` for the picture):
+
+- the producer's process writes `tail`, `room_wanted` and the records behind `tail`;
+- the consumer's process writes `head`, `dead`, `forwarded` and each record's `state`.
+
+Guarantees: a record is visible whole or not at all, since storing `tail` (one aligned word) is the
+only act that publishes it; a process that dies or stops at any instruction blocks nobody; what the
+other side wrote is copied and checked before it is used.  Order is the producer's order.
+
+Not here: waiting (`doorbell`, `inbox`), more than one producer (the caller holds a lock), and the
+fence between storing `tail` and reading `sleeping` (`aembus.sender`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aembus.shm import layout
+from aembus.shm.layout import (
+    CURSOR_OFFSET_BITS,
+    CURSOR_OFFSET_MASK,
+    CURSOR_RECORD,
+    KIND_PAD,
+    KINDS,
+    RECORD_HEADER,
+    RECORD_HEADER_BYTES,
+    STATE_ATTEMPT_SHIFT,
+    STATE_DEAD,
+    STATE_DONE,
+    STATE_FORWARDED,
+    STATE_MASK,
+    STATE_NEW,
+    STATE_STARTED,
+    UNIT,
+    UNIT_SHIFT,
+)
+
+IMPLEMENTATION: Final = "python"
+
+COUNT_MASK: Final = 0xFFFF_FFFF
+
+_pack_header = RECORD_HEADER.pack_into
+_unpack_header = RECORD_HEADER.unpack_from
+
+
+class CorruptLane(Exception):
+    """What the producer wrote cannot be followed; the message says where and why."""
+
+
+class LaneProducer:
+    """The writing end.  `claim` writes records behind `tail`; `commit` makes all of them visible.
+
+    Args:
+        memory: the whole inbox segment, as bytes.
+        control: offset of the lane's control in `memory`, in bytes.
+        ring: offset of the lane's ring, in bytes.
+        ring_bytes: size of the ring, a power of two.
+        slot, incarnation: who writes; both go into each record.
+    """
+
+    def __init__(
+        self,
+        memory: memoryview,
+        control: int,
+        ring: int,
+        ring_bytes: int,
+        slot: int,
+        incarnation: int,
+    ) -> None:
+        self._memory = memory
+        self._words = memory.cast("Q")
+        self._tail_word = (control + layout.LANE_TAIL) // 8
+        self._head_word = (control + layout.LANE_HEAD) // 8
+        self._room_word = (control + layout.LANE_ROOM_WANTED) // 8
+        self._ring = ring
+        self._capacity = ring_bytes >> UNIT_SHIFT
+        self._slot = slot
+        self._incarnation = incarnation
+        self.payload_bytes_max = layout.payload_bytes_max(ring_bytes)
+        self._tail: int = self._words[self._tail_word]
+        self._claimed = self._tail
+        self._free = 0  # units known to be free behind _claimed; the truth may be more
+
+    def claim(
+        self,
+        payload: bytes,
+        kind: int,
+        flags: int,
+        event_id: int,
+        key_hash: int,
+        deadline_ns: int,
+        reply_id: int,
+        addressee: int,
+        activated_ns: int,
+    ) -> bool:
+        """Write a record behind those claimed before; nobody sees it until `commit`.
+
+        Returns False, with nothing changed, if the ring has no room for it.
+        The payload must not be larger than `payload_bytes_max`.
+        """
+        length = len(payload)
+        units = (length + RECORD_HEADER_BYTES + UNIT - 1) >> UNIT_SHIFT
+        cursor = self._claimed
+        offset = cursor & CURSOR_OFFSET_MASK
+        to_end = self._capacity - offset
+        need = units if units <= to_end else units + to_end
+        if need > self._free and need > self._count_free():
+            return False
+        if units > to_end:
+            self._write_pad(offset, to_end)
+            cursor -= offset
+            offset = 0
+            to_end = self._capacity
+        at = self._ring + (offset << UNIT_SHIFT)
+        _pack_header(
+            self._memory,
+            at,
+            length,
+            kind,
+            flags,
+            self._slot,
+            STATE_NEW,
+            (cursor >> CURSOR_OFFSET_BITS) + 1,
+            activated_ns,
+            deadline_ns,
+            reply_id,
+            self._incarnation,
+            addressee,
+            event_id,
+            key_hash,
+        )
+        at += RECORD_HEADER_BYTES
+        self._memory[at : at + length] = payload
+        self._free -= need
+        if units == to_end:
+            cursor -= offset + units  # the next record begins at the ring's start
+        self._claimed = cursor + CURSOR_RECORD + units
+        return True
+
+    def commit(self) -> None:
+        """Make every claimed record visible.  May be repeated: it stores the same word again."""
+        tail = self._claimed
+        self._words[self._tail_word] = tail  # SYNC POINT: publishes the records to the consumer
+        self._tail = tail
+
+    def abort(self) -> None:
+        """Forget what was claimed since the last commit."""
+        self._claimed = self._tail
+        self._free = 0
+
+    def want_room(self, wanted: bool) -> None:
+        """Raise or lower the flag that asks the consumer to post when half the ring is free."""
+        self._words[self._room_word] = wanted
+
+    def has_room(self) -> bool:
+        """Say whether at least half of the ring is free; any thread may ask."""
+        head, tail = self._words[self._head_word], self._tail
+        if head == tail:
+            return True
+        return bool(((head - tail) & (self._capacity - 1)) * 2 >= self._capacity)
+
+    def sent(self) -> int:
+        """Return how many records this lane has carried in all, pads not counted."""
+        return self._tail >> CURSOR_OFFSET_BITS
+
+    def _count_free(self) -> int:
+        head = self._words[self._head_word]
+        claimed = self._claimed
+        if head == claimed:
+            free = self._capacity
+        else:
+            free = (head - claimed) & (self._capacity - 1)
+        self._free = free
+        return free
+
+    def _write_pad(self, offset: int, units: int) -> None:
+        length = (units << UNIT_SHIFT) - RECORD_HEADER_BYTES
+        at = self._ring + (offset << UNIT_SHIFT)
+        _pack_header(self._memory, at, length, KIND_PAD, 0, self._slot, STATE_DONE, *(0,) * 8)
+
+    def close(self) -> None:
+        """Let go of the memory; the lane itself stays as it is."""
+        self._words.release()
+
+
+class Record:
+    """One taken record: a private copy of its header and payload, and where it lies."""
+
+    __slots__ = ("begin", "end", "header", "lane", "payload", "state_word")
+
+    def __init__(
+        self,
+        lane: LaneConsumer,
+        begin: int,
+        end: int,
+        state_word: int,
+        header: tuple[int, ...],
+        payload: bytes,
+    ) -> None:
+        self.lane = lane
+        self.begin = begin
+        self.end = end
+        self.state_word = state_word
+        self.header = header
+        self.payload = payload
+
+    # Positions in the header, in the order of layout.RECORD_HEADER.
+    @property
+    def kind(self) -> int:
+        return self.header[1]
+
+    @property
+    def flags(self) -> int:
+        return self.header[2]
+
+    @property
+    def origin_slot(self) -> int:
+        return self.header[3]
+
+    @property
+    def attempts(self) -> int:
+        """How often the record was started before it was taken now."""
+        return self.header[4] >> STATE_ATTEMPT_SHIFT
+
+    @property
+    def sequence(self) -> int:
+        return self.header[5]
+
+    @property
+    def activated_ns(self) -> int:
+        return self.header[6]
+
+    @property
+    def deadline_ns(self) -> int:
+        return self.header[7]
+
+    @property
+    def reply_id(self) -> int:
+        return self.header[8]
+
+    @property
+    def origin_incarnation(self) -> int:
+        return self.header[9]
+
+    @property
+    def addressee(self) -> int:
+        """The incarnation that the record is meant for, 0 for any."""
+        return self.header[10]
+
+    @property
+    def event_id(self) -> int:
+        return self.header[11]
+
+    @property
+    def key_hash(self) -> int:
+        return self.header[12]
+
+
+class LaneConsumer:
+    """The reading end.  `take` copies the next record out, `start` and `done` move its state.
+
+    A replacement of a dead consumer opens the lane the same way: it begins at `head`, finds
+    records that are DONE (skipped), STARTED (`Record.attempts` says how often) or NEW.
+
+    Args: as for LaneProducer.
+    """
+
+    def __init__(self, memory: memoryview, control: int, ring: int, ring_bytes: int) -> None:
+        self._memory = memory
+        self._words = memory.cast("Q")
+        self._tail_word = (control + layout.LANE_TAIL) // 8
+        self._head_word = (control + layout.LANE_HEAD) // 8
+        self._dead_word = (control + layout.LANE_DEAD) // 8
+        self._forwarded_word = (control + layout.LANE_FORWARDED) // 8
+        self._room_word = (control + layout.LANE_ROOM_WANTED) // 8
+        self._ring = ring
+        self._capacity = ring_bytes >> UNIT_SHIFT
+        self._payload_bytes_max = layout.payload_bytes_max(ring_bytes)
+        self._head: int = self._words[self._head_word]
+        self._taken = self._head  # the first record that was not taken yet
+        self._tail = self._head  # the last known tail
+        self._available = 0  # units between _taken and _tail
+        self._finished: dict[int, tuple[int, int]] = {}  # finished before those in front: begin →
+        if self._head & CURSOR_OFFSET_MASK >= self._capacity:
+            raise CorruptLane(f"head is outside the ring, head={self._head:#x}")
+
+    def has_records(self) -> bool:
+        """Say whether `take` would find something."""
+        return bool(self._words[self._tail_word] != self._taken)
+
+    def take(self) -> Record | None:
+        """Copy out the next record that is not finished, or return None.
+
+        Its state is as it was: call `start` before it is worked on.
+        Raises CorruptLane if the producer's bytes make no sense; `skip_to_tail` goes on then.
+        """
+        while True:
+            begin = cursor = self._taken
+            if cursor == self._tail and not self._look_for_more():
+                return None
+            offset = cursor & CURSOR_OFFSET_MASK
+            at = self._ring + (offset << UNIT_SHIFT)
+            header = _unpack_header(self._memory, at)  # a private copy: only it is checked and used
+            if header[1] == KIND_PAD:
+                cursor = self._skip_pad(header, cursor)
+                offset = 0
+                at = self._ring
+                header = _unpack_header(self._memory, at)
+            length = header[0]
+            units = (length + RECORD_HEADER_BYTES + UNIT - 1) >> UNIT_SHIFT
+            after = offset + units
+            self._available -= units
+            if (
+                header[5] != (cursor >> CURSOR_OFFSET_BITS) + 1
+                or after > self._capacity
+                or length > self._payload_bytes_max
+                or self._available < 0
+                or header[1] not in KINDS
+            ):
+                raise CorruptLane(f"record cannot be followed, cursor={cursor:#x}, header={header}")
+            end = cursor + CURSOR_RECORD + units
+            if after == self._capacity:
+                end -= after  # the next record begins at the ring's start
+            self._taken = end
+            if header[4] & STATE_MASK >= STATE_DONE:  # finished by an earlier incarnation
+                self._finish(begin, end, header[4] & STATE_MASK)
+                continue
+            state_word = (at + layout.RECORD_STATE) >> 3
+            at += RECORD_HEADER_BYTES
+            return Record(
+                self, begin, end, state_word, header, bytes(self._memory[at : at + length])
+            )
+
+    def start(self, record: Record) -> int:
+        """Store STARTED and one more attempt, in one word; return the attempt's number."""
+        attempt = (record.header[4] >> STATE_ATTEMPT_SHIFT) + 1
+        self._words[record.state_word] = STATE_STARTED | attempt << STATE_ATTEMPT_SHIFT
+        return attempt
+
+    def done(self, record: Record) -> None:
+        """Store DONE and move `head` over every finished record in front."""
+        self._words[record.state_word] = STATE_DONE
+        if record.begin == self._head and not self._finished:
+            self._words[self._head_word] = self._head = record.end  # SYNC POINT: gives room back
+        else:
+            self._finish(record.begin, record.end, STATE_DONE)
+
+    def dead(self, record: Record) -> None:
+        """Like `done`, for a record that went to the dead letters: counted apart."""
+        self._words[record.state_word] = STATE_DEAD
+        self._finish(record.begin, record.end, STATE_DEAD)
+
+    def forwarded(self, record: Record) -> None:
+        """Like `done`, for a record that was sent on to another member: counted apart."""
+        self._words[record.state_word] = STATE_FORWARDED
+        self._finish(record.begin, record.end, STATE_FORWARDED)
+
+    def skip_to_tail(self) -> int:
+        """Give up everything between the last good record and `tail`; return how many records.
+
+        They are counted as dead-lettered.  Used when the lane is corrupt.
+        """
+        tail = self._words[self._tail_word]
+        if tail & CURSOR_OFFSET_MASK >= self._capacity:  # the cursor itself is nonsense
+            tail = self._taken
+        lost = max((tail >> CURSOR_OFFSET_BITS) - (self._taken >> CURSOR_OFFSET_BITS), 0)
+        self._count(self._dead_word, tail >> CURSOR_OFFSET_BITS, lost)
+        self._finished.clear()
+        self._taken = self._tail = tail
+        self._available = 0
+        self._words[self._head_word] = self._head = tail
+        return lost
+
+    def wants_post(self) -> bool:
+        """Say whether the producer waits for room and at least half of the ring is free."""
+        if not self._words[self._room_word]:
+            return False
+        tail = self._words[self._tail_word]
+        used = (tail - self._head) & (self._capacity - 1)
+        if used == 0 and tail != self._head:
+            used = self._capacity
+        return used * 2 <= self._capacity
+
+    def _look_for_more(self) -> bool:
+        tail = self._words[self._tail_word]  # SYNC POINT: acquires what the producer published
+        taken = self._taken
+        if tail == taken:
+            return False
+        if tail & CURSOR_OFFSET_MASK >= self._capacity:
+            raise CorruptLane(f"tail is outside the ring, tail={tail:#x}")
+        available = (tail - taken) & (self._capacity - 1)
+        self._available = available or self._capacity
+        self._tail = tail
+        return True
+
+    def _skip_pad(self, header: tuple[int, ...], cursor: int) -> int:
+        offset = cursor & CURSOR_OFFSET_MASK
+        units = self._capacity - offset
+        self._available -= units
+        if offset == 0 or header[0] != units * UNIT - RECORD_HEADER_BYTES or self._available < 1:
+            raise CorruptLane(f"pad cannot be followed, cursor={cursor:#x}, header={header}")
+        return cursor - offset
+
+    def _finish(self, begin: int, end: int, state: int) -> None:
+        self._finished[begin] = (end, state)
+        head = self._head
+        while head in self._finished:
+            head, state = self._finished.pop(head)
+            if state == STATE_DEAD:
+                self._count(self._dead_word, head >> CURSOR_OFFSET_BITS, 1)
+            elif state == STATE_FORWARDED:
+                self._count(self._forwarded_word, head >> CURSOR_OFFSET_BITS, 1)
+        self._words[self._head_word] = self._head = head  # SYNC POINT: gives room back
+
+    def _count(self, word: int, sequence: int, records: int) -> None:
+        # (last sequence counted, count) in one word, stored before head moves: a replacement that
+        # finds head unmoved comes by the same records again and does not count them twice.
+        counted = self._words[word]
+        ahead = (sequence - (counted >> 32)) & COUNT_MASK
+        if 0 < ahead <= COUNT_MASK >> 1:
+            self._words[word] = (sequence & COUNT_MASK) << 32 | (counted + records) & COUNT_MASK
+
+    def close(self) -> None:
+        """Let go of the memory; the lane itself stays as it is."""
+        self._words.release()
+
+
+class LaneCounts:
+    """What a lane's words say about its records, read by anybody (statistics, tests)."""
+
+    __slots__ = ("dead_lettered", "delivered", "finished", "forwarded", "queued", "sent")
+
+    def __init__(self, words: memoryview, control: int) -> None:
+        head = words[(control + layout.LANE_HEAD) // 8]  # head first: it never overtakes tail
+        tail = words[(control + layout.LANE_TAIL) // 8]
+        self.sent = tail >> CURSOR_OFFSET_BITS
+        self.finished = head >> CURSOR_OFFSET_BITS
+        self.queued = self.sent - self.finished
+        self.dead_lettered = words[(control + layout.LANE_DEAD) // 8] & COUNT_MASK
+        self.forwarded = words[(control + layout.LANE_FORWARDED) // 8] & COUNT_MASK
+        self.delivered = self.finished - self.dead_lettered - self.forwarded

@@ -1,0 +1,83 @@
+"""A producer's view of another member's inbox: its own lanes there, and the other's doorbell.
+
+A lane's memory is reserved when it is first opened, so memory grows with the pairs of members
+that talk, and too little of it is an error at that call.  A producer that takes over a slot goes
+on behind the `tail` that the slot's last owner left.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aembus.shm import layout
+from aembus.shm.doorbell import Ringer
+from aembus.shm.inbox import inbox_role
+from aembus.shm.lane import LaneProducer
+from aembus.shm.names import shared_name
+from aembus.shm.segment import Segment
+
+_SLEEPING_WORD: Final = layout.SLEEPING // layout.WORD
+
+
+class Peer:
+    """The other member, as one producer sees it.
+
+    Args:
+        bus, nonce: which bus; both are part of the shared names.
+        slot, inbox_id: whose inbox.
+        own_slot, own_incarnation: who writes.
+
+    Raises: the OpenError family.
+    """
+
+    def __init__(
+        self, bus: str, nonce: str, slot: int, inbox_id: int, own_slot: int, own_incarnation: int
+    ) -> None:
+        self.slot = slot
+        self.inbox_id = inbox_id
+        self._own_slot, self._own_incarnation = own_slot, own_incarnation
+        name = shared_name(bus, nonce, inbox_role(inbox_id))
+        self._segment = Segment.open(name, layout.INBOX_MAGIC)
+        self._words = self._segment.words
+        self._ringer = Ringer(bus, nonce, inbox_id)
+        self._lanes: list[LaneProducer | None] = [None] * layout.LANE_CLASSES
+
+    def lane(self, lane_class: int) -> LaneProducer:
+        """Return the lane of this class, opening it at first use.  Raises OutOfSharedMemory."""
+        lane = self._lanes[lane_class]
+        if lane is None:
+            lane = self._lanes[lane_class] = self._open_lane(lane_class)
+        return lane
+
+    def _open_lane(self, lane_class: int) -> LaneProducer:
+        segment, slots, lane_bytes = self._segment, self._segment.slots, self._segment.lane_bytes
+        index = layout.lane_index(slots, lane_class, self._own_slot)
+        ring = layout.ring_offset(slots, lane_bytes, index)
+        door = layout.DOORS + index
+        if segment.memory[door] != layout.DOOR_OPEN:
+            segment.reserve(ring, lane_bytes)
+        lane = LaneProducer(
+            segment.memory,
+            layout.lane_control_offset(slots, index),
+            ring,
+            lane_bytes,
+            self._own_slot,
+            self._own_incarnation,
+        )
+        segment.memory[door] = layout.DOOR_OPEN  # SYNC POINT: the owner looks into this lane now
+        return lane
+
+    def ring(self) -> None:
+        """Post the doorbell if its owner sleeps.  A fence must lie behind the last `commit`."""
+        sleeping = self._words[_SLEEPING_WORD]
+        if sleeping:
+            self._ringer.ring(sleeping)
+
+    def close(self) -> None:
+        """Let go of the inbox in this process."""
+        for lane in self._lanes:
+            if lane is not None:
+                lane.close()
+        self._lanes = [None] * layout.LANE_CLASSES
+        self._ringer.close()
+        self._segment.close()

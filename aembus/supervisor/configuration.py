@@ -1,0 +1,93 @@
+"""What a supervisor is told: checked at once, and passed to its process as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from aembus.errors import SupervisorError
+from aembus.shm import layout, names
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """A kind of worker: its name, its entry point, and how many there are.
+
+    name: workers are called ``<name>-1``, ``<name>-2`` ...
+    entry_point: ``module:function``; the function gets the bus, registers, and returns.
+    count: how many processes.
+    arguments: their ``sys.argv[1:]``.
+    """
+
+    name: str
+    entry_point: str
+    count: int = 1
+    arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names.check_bus_name(self.name)
+        if self.count < 1:
+            raise SupervisorError(f"a worker needs a count of at least 1, count={self.count}")
+        module, colon, function = self.entry_point.partition(":")
+        if not (module and colon and function):
+            raise SupervisorError(
+                f"an entry point is written module:function, entry_point={self.entry_point!r}"
+            )
+
+    def worker_names(self) -> list[str]:
+        """Return the names of the workers of this kind."""
+        return [f"{self.name}-{number}" for number in range(1, self.count + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Everything that a supervisor's process needs to know; see Supervisor for the meanings."""
+
+    bus: str
+    workers: tuple[WorkerSpec, ...] = ()
+    services: tuple[str, ...] = ()
+    slots: int = layout.SLOTS_DEFAULT
+    lane_bytes: int = layout.LANE_BYTES_DEFAULT
+    registry_bytes: int = layout.REGISTRY_HALF_BYTES_DEFAULT
+    stop_timeout_s: float = 2.0
+    state_directory: str | None = None
+    path: tuple[str, ...] = ()
+    log_level: str = "INFO"
+    ends_with_parent: bool = False
+
+    def __post_init__(self) -> None:
+        names.check_bus_name(self.bus)
+        if not 2 <= self.slots <= layout.SLOTS_MAX:
+            raise SupervisorError(f"slots must be 2 to {layout.SLOTS_MAX}, slots={self.slots}")
+        size = self.lane_bytes
+        if not layout.LANE_BYTES_MIN <= size <= layout.LANE_BYTES_MAX or size & (size - 1):
+            raise SupervisorError(
+                f"lane_bytes must be a power of two from {layout.LANE_BYTES_MIN} to "
+                f"{layout.LANE_BYTES_MAX}, lane_bytes={size}"
+            )
+        workers = [name for spec in self.workers for name in spec.worker_names()]
+        if len(set(workers)) != len(workers):
+            raise SupervisorError(f"two workers would have the same name, names={workers}")
+        if len(workers) >= self.slots:
+            raise SupervisorError(
+                "more workers than slots; raise slots, "
+                f"workers={len(workers)}, slots={self.slots} (one is the supervisor's)"
+            )
+
+    def to_json(self) -> str:
+        """Return the configuration as it goes through the pipe to the supervisor's process."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Configuration:
+        """Return the configuration that `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        workers = [
+            WorkerSpec(**{**w, "arguments": tuple(w["arguments"])}) for w in fields["workers"]
+        ]
+        fields["workers"] = tuple(workers)
+        for name in ("services", "path"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)

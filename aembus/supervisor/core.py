@@ -1,0 +1,414 @@
+"""The supervisor's process: builds the bus, runs it in one event loop, and takes it down in order.
+
+Start: lock, sweep, registry and own inbox, services, control socket, workers.
+Stop: close the intakes (listeners, timers), drain the workers, flush outputs, stop everybody, make
+dead letters of what is left, tell the rest that the bus is broken, remove every name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from aembus.errors import SupervisorError
+from aembus.routing import STATE_DEGRADED, STATE_RUNNING
+from aembus.sender import Sender
+from aembus.shm import layout, names, registry
+from aembus.shm.doorbell import PipeBell, open_bell
+from aembus.shm.inbox import Inbox
+from aembus.shm.registry import RegistryReader, RegistryWriter
+from aembus.shm.segment import Segment
+from aembus.supervisor.configuration import Configuration
+from aembus.supervisor.control import Connection, ControlServer
+from aembus.supervisor.dead_letters import DeadLetters, default_directory
+from aembus.supervisor.departures import Departures
+from aembus.supervisor.hosting import Hosting
+from aembus.supervisor.inboxes import Inboxes
+from aembus.supervisor.inspection import bus_statistics
+from aembus.supervisor.members import (
+    KIND_CLIENT,
+    KIND_SUPERVISOR,
+    KIND_WORKER,
+    STATE_STARTING,
+    Member,
+    Members,
+)
+from aembus.supervisor.operations import Operations
+from aembus.supervisor.ownership import BusLock, sweep
+from aembus.supervisor.publication import Publication
+from aembus.supervisor.restarts import GiveUp, Restart
+from aembus.supervisor.workers import Worker, Workers
+
+log = logging.getLogger("aembus")
+
+CLOCK_CHECK_S: Final = 0.5
+CLOCK_STEP_NS: Final = 50_000_000
+ABORT_S: Final = 0.4  # between SIGABRT (which dumps the stack) and SIGKILL
+HUNG_UP_S: Final = 1.0  # after that, the end of a connection without a death is told
+AGAIN_S: Final = 1.0  # a second signal within this time is the same one
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run of the bus came to.
+
+    counters: the workers' application counters, summed by name.
+    """
+
+    uptime_s: float
+    delivered: int
+    failed: int
+    dead_lettered: int
+    restarts: int
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+class SupervisorProcess:
+    """One run of a bus.
+
+    Args:
+        configuration: what to run.
+        on_ready: called once when every worker has come up.
+    """
+
+    def __init__(self, configuration: Configuration, on_ready: Callable[[], None]) -> None:
+        self._configuration = configuration
+        self._on_all_ready = on_ready
+        self._bus = configuration.bus
+        self._nonce = names.new_nonce()
+        self._started_at = time.monotonic()
+        self._stop_reason = ""
+        self._stop_event = asyncio.Event()
+        self._failure: SupervisorError | None = None
+        self._signalled_at = 0.0
+        self._ready = False
+        directory = configuration.state_directory
+        self._dead_letters = DeadLetters(
+            Path(directory) if directory else default_directory(self._bus)
+        )
+
+    async def run(self) -> Summary:
+        """Run the bus until a signal or a stop request, and return what it came to.
+
+        Raises: BusAlreadyRunning, OutOfSharedMemory, ServiceLoadError, SupervisorError when a
+        worker never came up.  Nothing of the bus is left in either case.
+        """
+        lock = BusLock(self._bus)
+        try:
+            removed = sweep(self._bus)
+            if removed:
+                log.info("removed %d names that an earlier supervisor left", len(removed))
+            return await self._run_locked()
+        finally:
+            sweep(self._bus)
+            lock.release()
+
+    async def _run_locked(self) -> Summary:
+        configuration = self._configuration
+        self._members = Members(configuration.slots)
+        self._inboxes = Inboxes(
+            self._bus, self._nonce, configuration.slots, configuration.lane_bytes
+        )
+        registry_name = names.shared_name(self._bus, self._nonce, registry.ROLE)
+        self._writer = RegistryWriter(registry_name, configuration.registry_bytes)
+        try:
+            me = self._members.add(KIND_SUPERVISOR, "supervisor", os.getpid(), STATE_RUNNING)
+            self._inboxes.create(me.inbox_id, layout.BELL_DESCRIPTOR)
+            self._publication = Publication(
+                self._writer, self._members, self._document, self._on_published
+            )
+            self._hosting: Hosting | None = None
+            self._publication.publish_now()
+            bell = open_bell(self._bus, self._nonce, me.inbox_id, layout.BELL_DESCRIPTOR)
+            assert isinstance(bell, PipeBell)
+            name = self._inboxes.name(me.inbox_id)
+            inbox = Inbox(Segment.open(name, layout.INBOX_MAGIC), bell)
+            reader = RegistryReader.open(registry_name)
+            sender = Sender(self._bus, self._nonce, me.slot, me.incarnation, reader, inbox.wait)
+            self._departures = Departures(
+                self._nonce,
+                self._members,
+                self._inboxes,
+                self._publication,
+                sender,
+                self._dead_letters,
+            )
+            hosting = Hosting(inbox, sender, self._departures.keep_parked)
+            self._hosting = self._departures.hosting = hosting
+            try:
+                return await self._serve(hosting, bell.descriptor)
+            finally:
+                sender.close()
+                inbox.close()
+                reader.close()
+        finally:
+            self._writer.publish_broken()
+            self._inboxes.remove_all()
+            self._writer.close()
+
+    async def _serve(self, hosting: Hosting, descriptor: int) -> Summary:
+        self._workers = Workers(
+            self._configuration, self._finished, self._on_worker_death, self._on_worker_restart
+        )
+        hosting.start(descriptor)
+        operations = Operations(
+            self._nonce,
+            self._members,
+            self._inboxes,
+            self._publication,
+            self._departures,
+            self._workers,
+            self._on_worker_ready,
+            self._statistics,
+            self.stop,
+        )
+        self._control = ControlServer(
+            self._bus, operations.table(), self._on_hang_up, self._on_process_gone
+        )
+        self._listen_to_signals()
+        clock = asyncio.ensure_future(self._watch_clock())
+        parent = asyncio.ensure_future(self._watch_parent())
+        started = False
+        try:
+            for spec in self._configuration.services:
+                await hosting.load(spec, 0)
+            for worker in self._workers:
+                member = self._members.add(KIND_WORKER, worker.name, 0, STATE_STARTING)
+                self._inboxes.create(member.inbox_id)
+            self._publication.publish_now()
+            self._control.start()
+            started = True
+            for worker in self._workers:
+                self._workers.spawn(worker)
+            if not len(self._workers):
+                self._all_ready()
+            await self._stop_event.wait()
+        finally:
+            clock.cancel()
+            parent.cancel()
+            summary = await self._take_down(hosting, started)
+        if self._failure is not None:
+            raise self._failure
+        return summary
+
+    # --- what happens ---------------------------------------------------------------------------
+
+    def _document(self) -> dict[str, Any]:
+        versions = self._hosting.versions if self._hosting is not None else []
+        services = [[v.name, v.version, v.slot, v.calls, v.client] for v in versions]
+        return self._members.document(self._bus, self._nonce, services)
+
+    def _on_published(self) -> None:
+        if self._hosting is not None:
+            self._hosting.on_registry_changed()
+
+    def _finished(self, worker_name: str) -> int:
+        for member in self._members:
+            if member.name == worker_name and member.kind == KIND_WORKER:
+                return self._inboxes.finished(member.inbox_id)
+        return 0
+
+    def _worker_member(self, worker: Worker) -> Member:
+        found: Member = next(
+            m for m in self._members if m.name == worker.name and m.kind == KIND_WORKER
+        )
+        return found
+
+    def _on_worker_ready(self, member: Member) -> None:
+        worker = self._workers[member.name]
+        worker.history.ever_ready = True
+        if member.restarts:
+            log.info("worker %s is up again, pid %d", member.name, member.pid)
+        if not self._ready and all(w.history.ever_ready for w in self._workers):
+            self._all_ready()
+
+    def _all_ready(self) -> None:
+        self._ready = True
+        self._on_all_ready()
+
+    def _on_worker_death(self, worker: Worker, decision: Restart | GiveUp) -> None:
+        member = self._worker_member(worker)
+        if member.connection is not None:
+            member.connection.member = None
+            member.connection = None
+        self._inboxes.ring_all()
+        assert self._hosting is not None
+        self._hosting.on_member_gone(member.slot, member.incarnation)
+        degraded = isinstance(decision, Restart) and decision.degraded
+        member.state = STATE_DEGRADED if degraded else STATE_STARTING
+        self._publication.check_passed()
+        if self._stop_event.is_set():
+            return
+        self._publication.publish_now()
+        if isinstance(decision, GiveUp):
+            self._fail(worker, decision)
+
+    def _fail(self, worker: Worker, decision: GiveUp) -> None:
+        process = worker.process
+        code = process.poll() if process is not None else None
+        reason = worker.not_started or f"its process ended while it started, exit code {code}"
+        self._failure = SupervisorError(
+            f"worker {worker.name} could not start: {reason} "
+            f"(entry point {worker.spec.entry_point}, {decision.reason})"
+        )
+        self.stop("a worker could not start")
+
+    def _on_worker_restart(self, worker: Worker) -> None:
+        self._worker_member(worker).restarts += 1
+
+    def _on_hang_up(self, connection: Connection) -> None:
+        member = connection.member
+        if isinstance(member, Member) and connection.alive:
+            loop = asyncio.get_running_loop()
+            loop.call_later(HUNG_UP_S, self._warn_of_hung_up, connection)
+
+    @staticmethod
+    def _warn_of_hung_up(connection: Connection) -> None:
+        member = connection.member
+        if isinstance(member, Member) and connection.alive:
+            log.warning(
+                "member %s hung up but lives; its slot waits for its end, pid=%d",
+                member.name,
+                connection.pid,
+            )
+
+    def _on_process_gone(self, connection: Connection) -> None:
+        member = connection.member
+        if not isinstance(member, Member) or member.kind != KIND_CLIENT:
+            return  # a worker's death comes by its own pidfd
+        connection.member = None
+        self._inboxes.ring_all()
+        self._departures.retire(member)
+        self._publication.check_passed()
+
+    def _statistics(self) -> dict[str, Any]:
+        assert self._hosting is not None
+        return bus_statistics(
+            self._bus,
+            self._started_at,
+            self._members,
+            self._inboxes,
+            self._hosting,
+            self._dead_letters,
+        )
+
+    # --- clocks and signals ---------------------------------------------------------------------
+
+    async def _watch_clock(self) -> None:
+        # Sleeps on semaphores end by the wall clock.  After a step back they would last too long.
+        offset = time.time_ns() - time.monotonic_ns()
+        while True:
+            await asyncio.sleep(CLOCK_CHECK_S)
+            now = time.time_ns() - time.monotonic_ns()
+            if abs(now - offset) > CLOCK_STEP_NS:
+                log.warning("the wall clock was set, by %.3f s", (now - offset) / 1e9)
+                self._inboxes.ring_all()
+            offset = now
+
+    async def _watch_parent(self) -> None:
+        if not self._configuration.ends_with_parent:
+            return
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        loop.add_reader(sys.stdin.fileno(), ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(sys.stdin.fileno())
+        self.stop("its parent ended")
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        if self._signalled_at and now - self._signalled_at > AGAIN_S:
+            self._workers.signal_all(signal.SIGKILL)
+        self._signalled_at = now
+        self.stop(number.name)
+
+    def stop(self, reason: str) -> None:
+        """Begin to stop the bus.  Idempotent."""
+        if not self._stop_event.is_set():
+            log.info("stopping: %s", reason)
+            self._stop_event.set()
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def _take_down(self, hosting: Hosting, started: bool) -> Summary:
+        self._stop_event.set()
+        timeout_s = self._configuration.stop_timeout_s
+        self._workers.stop_restarting()
+        hosting.close_intakes()
+        await self._drain(hosting, timeout_s / 2)
+        for member in self._members:
+            if member.kind == KIND_WORKER and member.connection is not None:
+                member.connection.push({"push": "stop"})
+        if not await self._workers.wait_until_gone(timeout_s / 2):
+            self._workers.signal_all(signal.SIGABRT)
+            if not await self._workers.wait_until_gone(ABORT_S):
+                self._workers.signal_all(signal.SIGKILL)
+                await self._workers.wait_until_gone(ABORT_S)
+        hosting.run_last_turns()
+        await hosting.stop()
+        await self._departures.settle(0.1)
+        for member in self._members:
+            if member.kind in (KIND_WORKER, KIND_CLIENT):
+                self._keep_the_rest(member)
+        summary = self._summarise()
+        self._writer.publish_broken()
+        self._inboxes.ring_all()
+        if started:
+            await self._control.close()
+        return summary
+
+    async def _drain(self, hosting: Hosting, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self._workers.running() and time.monotonic() < deadline:
+            queued = sum(
+                self._inboxes.totals(m.inbox_id).queued
+                for m in self._members
+                if m.kind == KIND_WORKER and m.connection is not None
+            )
+            if not queued and hosting.idle():
+                return
+            await asyncio.sleep(0.005)
+
+    def _keep_the_rest(self, member: Member) -> None:
+        try:
+            self._departures.empty_into_dead_letters(member, "the bus was stopped")
+        except OSError as error:
+            log.error("dead letters cannot be kept, member=%s: %s", member.name, error)
+
+    def _summarise(self) -> Summary:
+        totals = self._inboxes.all_totals()
+        counters: dict[str, int] = {}
+        failed = 0
+        for member in self._members:
+            failed += self._inboxes.word(member.inbox_id, layout.FAILED)
+            for name, index in member.counters.items():
+                value = self._inboxes.word(member.inbox_id, layout.COUNTERS + 8 * index)
+                counters[name] = counters.get(name, 0) + value
+        return Summary(
+            uptime_s=time.monotonic() - self._started_at,
+            delivered=totals.delivered,
+            failed=failed,
+            dead_lettered=totals.dead_lettered,
+            restarts=self._workers.restarts,
+            counters=counters,
+        )
+
+
+async def run_supervisor(configuration: Configuration, on_ready: Callable[[], None]) -> Summary:
+    """Run a bus in this process's event loop until it is stopped; see SupervisorProcess.run."""
+    return await SupervisorProcess(configuration, on_ready).run()

@@ -1,0 +1,158 @@
+"""How a member goes: in steps, so that no job is stored where nobody reads.
+
+1. The registry is published without it.
+2. Every live member has passed that generation: nobody writes into its inbox any more.
+3. What is left in the inbox goes to its group, or to the dead letters.
+4. The inbox is removed and the slot is free.
+
+The same steps serve a member that leaves and one that died and is not replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from aembus.routing import Target
+from aembus.sender import Job, Sender
+from aembus.shm.lane import Record
+from aembus.supervisor.dead_letters import DeadLetters
+from aembus.supervisor.hosting import Hosting, Parked
+from aembus.supervisor.inboxes import Inboxes
+from aembus.supervisor.members import STATE_LEAVING, Member, Members
+from aembus.supervisor.publication import Publication
+
+log = logging.getLogger("aembus")
+
+
+class Departures:
+    """Takes members off the bus, and jobs out of inboxes that nobody owns.
+
+    Args: the supervisor's parts.
+    """
+
+    def __init__(
+        self,
+        nonce: str,
+        members: Members,
+        inboxes: Inboxes,
+        publication: Publication,
+        sender: Sender,
+        dead_letters: DeadLetters,
+    ) -> None:
+        self._nonce = nonce
+        self._members = members
+        self._inboxes = inboxes
+        self._publication = publication
+        self._sender = sender
+        self._dead_letters = dead_letters
+        self.hosting: Hosting | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def retire(self, member: Member) -> None:
+        """Begin the steps; they go on by themselves.  Idempotent."""
+        if member.state == STATE_LEAVING:
+            return
+        member.state = STATE_LEAVING
+        member.connection = None
+        task = asyncio.ensure_future(self._retire(member))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _retire(self, member: Member) -> None:
+        assert self.hosting is not None
+        self.hosting.on_member_gone(member.slot, member.incarnation)
+        generation = await self._publication.publish()
+        await self._publication.passed(generation)
+        self._inboxes.empty(
+            member.inbox_id,
+            lambda lane_class, producer, record: self.dispose(member, lane_class, record),
+        )
+        self._inboxes.remove(member.inbox_id)
+        self._members.remove(member)
+
+    def empty_into_dead_letters(self, member: Member, reason: str) -> None:
+        """Make dead letters of what is left in an inbox (at the end of the bus)."""
+        self._inboxes.empty(
+            member.inbox_id,
+            lambda lane_class, producer, record: self._keep(member, lane_class, record, reason),
+        )
+
+    def dispose(self, member: Member, lane_class: int, record: Record) -> bool:
+        """Give a job of a member that has gone to its group; True if somebody was there."""
+        if record.attempts:  # in hand: whoever gets it next may die of it too, uncounted
+            return self._keep(member, lane_class, record, "in hand when its member went")
+        if self.forward(record.header, record.payload):
+            return True
+        return self._keep(member, lane_class, record, "its member went")
+
+    def forward(self, header: tuple[int, ...] | list[int], payload: bytes) -> bool:
+        """Send a job on to a sibling of its event; False if its group has nobody else."""
+        assert self.hosting is not None
+        event_id, key_hash, sequence = header[11], header[12], header[5]
+        registration = self._members.registration(event_id)
+        if registration is None or registration.group is None:
+            return False
+        group = self._sender.refresh().group(registration.point, registration.group)
+        siblings = [target for target in group if target.event_id != event_id]
+        if not siblings:
+            return False
+        target: Target = siblings[(key_hash or sequence) % len(siblings)]
+        return bool(self.hosting.send(target, Job(payload, key_hash=key_hash)))
+
+    def _keep(self, member: Member, lane_class: int, record: Record, reason: str) -> bool:
+        self.keep(member, lane_class, record.header, record.payload, reason, "")
+        return False
+
+    def keep(
+        self,
+        member: Member,
+        lane_class: int,
+        header: tuple[int, ...] | list[int],
+        payload: bytes,
+        reason: str,
+        detail: str,
+    ) -> None:
+        """Make a dead letter of a job.  Raises OSError if it cannot be kept."""
+        event = self._members.registration(header[11])
+        letter: dict[str, Any] = {
+            "identity": [self._nonce, member.inbox_id, lane_class, header[3], header[5]],
+            "member": member.name,
+            "point": event.point if event else None,
+            "event": event.name if event else None,
+            "group": event.group if event else None,
+            "attempts": header[4] >> 8,
+            "activated_ns": header[6],
+            "key_hash": header[12],
+            "reason": reason,
+            "detail": detail,
+            "payload": payload,
+        }
+        self._dead_letters.append(letter)
+
+    def keep_parked(self, parked: Parked) -> None:
+        """Make a dead letter of a job that waited for a member that has gone."""
+        event = self._members.registration(parked.target.event_id)
+        self._dead_letters.append(
+            {
+                "identity": [self._nonce, "parked", id(parked), parked.target.slot, 0],
+                "member": "supervisor",
+                "point": parked.point or (event.point if event else None),
+                "event": event.name if event else None,
+                "group": event.group if event else None,
+                "attempts": 0,
+                "activated_ns": 0,
+                "key_hash": parked.job.key_hash,
+                "reason": "its member went while it waited for room",
+                "detail": "",
+                "payload": parked.job.payload,
+            }
+        )
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait for departures that are under way, for a bounded time."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+        for task in self._tasks:
+            task.cancel()

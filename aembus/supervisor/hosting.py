@@ -1,0 +1,391 @@
+"""Hosting services in the supervisor: its inbox, its lanes, and the turns of its event loop.
+
+Members' calls arrive in the supervisor's own inbox, whose doorbell is a descriptor in the event
+loop.  A turn takes calls, lets services do what is due, and flushes what is parked; when nothing
+is left it announces its sleep like any consumer.  Nothing here blocks: what does not fit into a
+lane is parked for that destination, and its room flag raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Final
+
+from aembus.codec import decode, encode
+from aembus.errors import AembusError, ServiceLoadError
+from aembus.routing import ServiceVersion, Target
+from aembus.sender import FULL, Job, Route, Sender
+from aembus.services.base import Caller, Service
+from aembus.services.parking import Parking
+from aembus.shm import layout
+from aembus.shm.inbox import SLEEP_S_MAX, Inbox
+from aembus.shm.lane import Record
+
+log = logging.getLogger("aembus")
+
+PARKED_BYTES_MAX: Final = 1024 * 1024
+BUILT_IN: Final = {
+    "timer": "aembus.services.timer:TimerService",
+    "tcp": "aembus.services.tcp:TcpService",
+}
+ENTRY_POINTS: Final = "aembus.services"
+NS: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A job that waits for room; `point` where it may be routed anew if its target goes."""
+
+    target: Target
+    job: Job
+    point: str | None
+    keyed: bool
+
+
+class Hosting:
+    """The services of one process, and all that they need.
+
+    Args:
+        inbox, sender: this process's two sides.
+        on_lost: keeps a parked job whose destination has gone and that has nowhere else to go.
+    """
+
+    def __init__(self, inbox: Inbox, sender: Sender, on_lost: Callable[[Parked], None]) -> None:
+        self._inbox = inbox
+        self._sender = sender
+        self._on_lost = on_lost
+        self._services: dict[str, Service] = {}
+        self._versions: list[ServiceVersion] = []
+        self._call_table: dict[int, Callable[..., Any]] = {}
+        self._parking = Parking(PARKED_BYTES_MAX)
+        self._routes: dict[str, Route] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake: asyncio.TimerHandle | None = None
+        self._bound: asyncio.TimerHandle | None = None
+        self._turn_scheduled = False
+        self._answering: set[asyncio.Future[Any]] = set()
+        self.calls = 0
+        self.call_failures = 0
+
+    # --- loading --------------------------------------------------------------------------------
+
+    async def load(self, spec: str, slot: int) -> ServiceVersion:
+        """Load, start and list a service.
+
+        Args:
+            spec: a built-in's name, an entry point's name, or ``module:Class``.
+            slot: of the member that hosts it.
+
+        Raises: ServiceLoadError; what was loaded before stays as it is.
+        """
+        service_class = _service_class(spec)
+        if service_class.name in self._services:
+            raise ServiceLoadError(f"service is loaded already, service={service_class.name!r}")
+        try:
+            service = service_class(self)
+            await service.start()
+        except Exception as error:
+            raise ServiceLoadError(
+                f"service failed to start, service={spec!r}, error={error!r}"
+            ) from error
+        ids = {}
+        for name in service_class.calls():
+            ids[name] = len(self._call_table) + 1
+            self._call_table[ids[name]] = getattr(service, name)
+        self._services[service.name] = service
+        version = ServiceVersion(service.name, service.version, slot, ids, service.client)
+        self._versions.append(version)
+        return version
+
+    @property
+    def versions(self) -> list[ServiceVersion]:
+        """What is hosted, oldest first."""
+        return list(self._versions)
+
+    # --- turns ----------------------------------------------------------------------------------
+
+    def start(self, descriptor: int) -> None:
+        """Begin to take calls.
+
+        Args:
+            descriptor: of the inbox's doorbell.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = descriptor
+        self._loop.add_reader(descriptor, self._on_bell)
+        self._schedule_turn()
+
+    def _on_bell(self) -> None:
+        self._inbox.end_sleep()
+        self._run_turn()
+
+    def _schedule_turn(self) -> None:
+        assert self._loop is not None
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._run_scheduled_turn)
+
+    def _run_scheduled_turn(self) -> None:
+        self._turn_scheduled = False
+        self._inbox.end_sleep()
+        self._run_turn()
+
+    def _run_turn(self) -> None:
+        worked = self._take_calls()
+        now_ns = time.monotonic_ns()
+        for service in self._services.values():
+            worked += service.do_work(now_ns)
+        self._flush_parked()
+        if worked or not self._inbox.announce_sleep(self._inbox.has_jobs):
+            self._schedule_turn()
+        else:
+            self._sleep_bounded()
+        self._set_wake()
+
+    def _sleep_bounded(self) -> None:
+        assert self._loop is not None
+        if self._bound is None:
+            self._bound = self._loop.call_later(SLEEP_S_MAX, self._on_bound)
+
+    def _on_bound(self) -> None:
+        self._bound = None
+        if self._inbox.has_jobs() or len(self._parking):
+            self._schedule_turn()
+        else:
+            self._sleep_bounded()
+
+    def _set_wake(self) -> None:
+        assert self._loop is not None
+        due = [d for s in self._services.values() if (d := s.next_due_ns()) is not None]
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if due:
+            delay_s = max(min(due) - time.monotonic_ns(), 0) / NS
+            self._wake = self._loop.call_later(delay_s, self._schedule_turn)
+
+    def _take_calls(self) -> int:
+        taken = 0
+        for lane, budget in self._inbox.turn():
+            for _ in range(budget):
+                record = self._inbox.take(lane)
+                if record is None:
+                    break
+                taken += 1
+                lane.start(record)
+                if record.kind == layout.KIND_CALL:
+                    self._call(record)
+                else:
+                    log.error("the supervisor got a record of kind %d", record.kind)
+                lane.done(record)
+        if taken:
+            for slot in self._inbox.producers_wanting_room():
+                self._sender.ring(slot)
+        return taken
+
+    def _call(self, record: Record) -> None:
+        self.calls += 1
+        caller = Caller(record.origin_slot, record.origin_incarnation)
+        try:
+            method = self._call_table[record.event_id]
+            result = method(caller, *decode(record.payload))
+        except Exception as error:
+            self._refuse(record, error)
+            return
+        if inspect.isawaitable(result):
+            future = asyncio.ensure_future(self._answer_later(record, result))
+            self._answering.add(future)
+            future.add_done_callback(self._answering.discard)
+        else:
+            self._answer(record, result)
+
+    async def _answer_later(self, record: Record, result: Awaitable[Any]) -> None:
+        try:
+            self._answer(record, await result)
+        except Exception as error:
+            self._refuse(record, error)
+
+    def _answer(self, record: Record, result: Any) -> None:
+        if record.flags & layout.FLAG_WANTS_REPLY:
+            self._reply(record, 0, encode((result,)))
+
+    def _refuse(self, record: Record, error: Exception) -> None:
+        self.call_failures += 1
+        if not isinstance(error, AembusError | ValueError):
+            log.error("service call %d failed", record.event_id, exc_info=error)
+        if record.flags & layout.FLAG_WANTS_REPLY:
+            trace = "".join(traceback.format_exception(error))
+            self._reply(
+                record, layout.FLAG_FAILED, encode((type(error).__name__, str(error), trace))
+            )
+        else:
+            log.error("one-way service call %d failed: %s", record.event_id, error)
+
+    def _reply(self, record: Record, flags: int, payload: bytes) -> None:
+        job = Job(payload, layout.KIND_REPLY, flags, reply_id=record.reply_id)
+        target = Target(record.origin_slot, 0)
+        if self._sender.try_send(target, job, layout.CLASS_REPLY) == FULL:
+            log.error("slot %d does not take its replies; one is dropped", record.origin_slot)
+
+    # --- what services ask for (services.base.Host) ---------------------------------------------
+
+    def now_ns(self) -> int:
+        """See Host."""
+        return time.monotonic_ns()
+
+    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
+        """See Host."""
+        route = self._routes.get(point)
+        if route is None:
+            route = self._routes[point] = self._sender.route(point)
+        job = Job(payload, key_hash=key_hash or 0)
+        keyed = key_hash is not None
+        targets = self._sender.pick(route, job, keyed=keyed)
+        for target in targets:
+            self._send_or_park(Parked(target, job, point, keyed), source)
+        return len(targets)
+
+    def send(self, target: Target, job: Job, source: int = 0) -> int:
+        """See Host."""
+        return self._send_or_park(Parked(target, job, None, False), source)
+
+    def _send_or_park(self, parked: Parked, source: int) -> int:
+        slot = parked.target.slot
+        if not self._parking.is_parked(slot):
+            sent = self._sender.try_send(parked.target, parked.job)
+            if sent != FULL:
+                return sent
+            self._sender.want_room(slot, True)
+            sent = self._sender.try_send(parked.target, parked.job)  # room that came meanwhile
+            if sent != FULL:
+                return sent
+        self._parking.park(slot, parked, len(parked.job.payload), source)
+        return 1
+
+    def _flush_parked(self) -> None:
+        resumed: set[int] = set()
+        for slot in self._parking.slots():
+            resumed.update(self._parking.flush(slot, self._try_parked))
+            if not self._parking.is_parked(slot):
+                self._sender.want_room(slot, False)
+        if resumed:
+            for service in self._services.values():
+                service.on_room(resumed)
+
+    def _try_parked(self, parked: Parked) -> bool:
+        sent = self._sender.try_send(parked.target, parked.job)
+        if sent == 0:
+            self._route_anew(parked)
+        return sent != FULL
+
+    def _route_anew(self, parked: Parked) -> None:
+        if parked.point is None:
+            if parked.job.kind == layout.KIND_JOB:
+                self._on_lost(parked)
+            return  # else an expiry, for a process that is no more
+        key_hash = parked.job.key_hash if parked.keyed else None
+        if not self.activate(parked.point, parked.job.payload, key_hash):
+            self._on_lost(parked)
+
+    def has_events(self, point: str) -> bool:
+        """See Host."""
+        return bool(self._sender.refresh().queue(point))
+
+    def incarnation(self, slot: int) -> int:
+        """See Host."""
+        member = self._sender.refresh().members.get(slot)
+        return member.incarnation if member is not None else 0
+
+    def congested(self, source: int) -> bool:
+        """See Host."""
+        return self._parking.congested(source)
+
+    def forget_source(self, source: int) -> None:
+        """See Host."""
+        self._parking.forget_source(source)
+
+    def work_is_due(self, service: Service) -> None:
+        """See Host."""
+        if not self._turn_scheduled and self._loop is not None:
+            self._schedule_turn()
+
+    # --- what the supervisor asks ---------------------------------------------------------------
+
+    def on_registry_changed(self) -> None:
+        """Tell every service, and try again what is parked for members that have gone."""
+        for service in self._services.values():
+            service.on_registry_changed()
+        members = self._sender.refresh().members
+        for slot in self._parking.slots():
+            if slot not in members:
+                for parked in self._parking.take_all(slot):
+                    self._route_anew(parked)
+
+    def on_member_gone(self, slot: int, incarnation: int) -> None:
+        """Tell every service."""
+        for service in self._services.values():
+            service.on_member_gone(slot, incarnation)
+
+    def close_intakes(self) -> None:
+        """Tell every service to take in nothing new."""
+        for service in self._services.values():
+            service.close_intakes()
+
+    def idle(self) -> bool:
+        """Say whether nothing is queued or parked here."""
+        return not self._inbox.has_jobs() and not len(self._parking)
+
+    def run_last_turns(self) -> None:
+        """Take what the workers have sent before they ended."""
+        while self._take_calls():
+            pass
+
+    async def stop(self) -> None:
+        """Stop every service, newest first, and take no more calls."""
+        for service in reversed(list(self._services.values())):
+            try:
+                await service.stop()
+            except Exception:
+                log.exception("service %r failed to stop", service.name)
+        assert self._loop is not None
+        self._loop.remove_reader(self._descriptor)
+        for handle in (self._wake, self._bound):
+            if handle is not None:
+                handle.cancel()
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """Return a map for each hosted service."""
+        return [
+            {"name": v.name, "version": v.version, **self._services[v.name].statistics()}
+            for v in self._versions
+        ]
+
+
+def _service_class(spec: str) -> type[Service]:
+    path = BUILT_IN.get(spec)
+    if path is None:
+        found = {e.name: e.value for e in metadata.entry_points(group=ENTRY_POINTS)}
+        path = found.get(spec, spec)
+        if ":" not in path:
+            known = sorted({*BUILT_IN, *found})
+            raise ServiceLoadError(
+                f"no such service; name one, or write module:Class, service={spec!r}, known={known}"
+            )
+    module_name, _, class_name = path.partition(":")
+    try:
+        loaded = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ServiceLoadError(
+            f"service cannot be loaded, service={spec!r}, error={error}"
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Service)):
+        raise ServiceLoadError(f"not a subclass of Service, service={spec!r}, got={loaded!r}")
+    return loaded

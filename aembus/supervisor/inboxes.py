@@ -1,0 +1,200 @@
+"""The inboxes of a bus, as the supervisor handles them: created, rung, counted, emptied, removed.
+
+The supervisor keeps every inbox mapped, so that it can count what is in it and post its doorbell
+when a producer died that may have owed a post.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aembus.shm import layout
+from aembus.shm.doorbell import Ringer, create_bell, fence, unlink_bell
+from aembus.shm.inbox import create_inbox, inbox_role
+from aembus.shm.lane import CorruptLane, LaneConsumer, LaneCounts, Record
+from aembus.shm.names import shared_name
+from aembus.shm.segment import Segment
+
+log = logging.getLogger("aembus")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Jobs, summed over lanes.  ``sent = delivered + dead_lettered + queued`` always holds.
+
+    A job that was forwarded counts where it went to, not where it came from.
+    """
+
+    sent: int = 0
+    delivered: int = 0
+    dead_lettered: int = 0
+    queued: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.sent + other.sent,
+            self.delivered + other.delivered,
+            self.dead_lettered + other.dead_lettered,
+            self.queued + other.queued,
+        )
+
+
+@dataclass(slots=True)
+class _Inbox:
+    segment: Segment
+    ringer: Ringer
+
+
+class Inboxes:
+    """All inboxes of one bus, by number.
+
+    Args:
+        bus, nonce: for the names.
+        slots: how many producers an inbox has lanes for.
+        lane_bytes: the size of each lane's ring.
+    """
+
+    def __init__(self, bus: str, nonce: str, slots: int, lane_bytes: int) -> None:
+        self._bus, self._nonce = bus, nonce
+        self._slots = slots
+        self._lane_bytes = lane_bytes
+        self._inboxes: dict[int, _Inbox] = {}
+        self.removed = Totals()  # what the inboxes that are no more had carried
+
+    def name(self, inbox_id: int) -> str:
+        """Return the shared name of an inbox."""
+        return shared_name(self._bus, self._nonce, inbox_role(inbox_id))
+
+    def create(self, inbox_id: int, bell_kind: int = layout.BELL_SEMAPHORE) -> None:
+        """Create an inbox and its doorbell.  Raises OutOfSharedMemory; nothing is left then."""
+        segment = create_inbox(self.name(inbox_id), self._slots, self._lane_bytes)
+        try:
+            create_bell(self._bus, self._nonce, inbox_id, bell_kind)
+        except BaseException:
+            segment.close()
+            segment.unlink()
+            raise
+        self._inboxes[inbox_id] = _Inbox(segment, Ringer(self._bus, self._nonce, inbox_id))
+
+    def remove(self, inbox_id: int) -> None:
+        """Remove an inbox; its counts are kept in `removed`."""
+        self.removed += self.totals(inbox_id)
+        inbox = self._inboxes.pop(inbox_id)
+        inbox.ringer.close()
+        unlink_bell(self._bus, self._nonce, inbox_id)
+        inbox.segment.close()
+        inbox.segment.unlink()
+
+    def remove_all(self) -> None:
+        """Remove every inbox."""
+        for inbox_id in list(self._inboxes):
+            self.remove(inbox_id)
+
+    def ring_all(self) -> None:
+        """Post every doorbell whose owner sleeps, as a dead producer may have owed them that."""
+        fence()
+        for inbox in self._inboxes.values():
+            sleeping = inbox.segment.words[layout.SLEEPING // 8]
+            if sleeping:
+                with contextlib.suppress(OSError):
+                    inbox.ringer.ring(sleeping)
+
+    # --- counting -------------------------------------------------------------------------------
+
+    def totals(self, inbox_id: int) -> Totals:
+        """Return what went through an inbox, all its lanes together."""
+        totals = Totals()
+        for _, _, counts in self._counts(inbox_id):
+            totals += _totals(counts)
+        return totals
+
+    def all_totals(self) -> Totals:
+        """Return what went through all inboxes that are and were, the replies included."""
+        totals = self.removed
+        for inbox_id in self._inboxes:
+            totals += self.totals(inbox_id)
+        return totals
+
+    def finished(self, inbox_id: int) -> int:
+        """Return how many records of an inbox are finished."""
+        return sum(counts.finished for _, _, counts in self._counts(inbox_id))
+
+    def sent_by(self, slot: int) -> int:
+        """Return how many records a slot's owners have sent to the inboxes that are."""
+        sent = 0
+        for inbox_id in self._inboxes:
+            sent += sum(c.sent for _, producer, c in self._counts(inbox_id) if producer == slot)
+        return sent
+
+    def word(self, inbox_id: int, offset: int) -> int:
+        """Return one of the owner's words, by its offset in the layout."""
+        return int(self._inboxes[inbox_id].segment.words[offset // 8])
+
+    def _counts(self, inbox_id: int) -> list[tuple[int, int, LaneCounts]]:
+        segment = self._inboxes[inbox_id].segment
+        doors = bytes(
+            segment.memory[layout.DOORS : layout.DOORS + layout.LANE_CLASSES * self._slots]
+        )
+        found = []
+        lane = doors.find(layout.DOOR_OPEN)
+        while lane >= 0:
+            lane_class, producer = divmod(lane, self._slots)
+            control = layout.lane_control_offset(self._slots, lane)
+            found.append((lane_class, producer, LaneCounts(segment.words, control)))
+            lane = doors.find(layout.DOOR_OPEN, lane + 1)
+        return found
+
+    # --- emptying -------------------------------------------------------------------------------
+
+    def empty(self, inbox_id: int, dispose: Callable[[int, int, Record], bool]) -> None:
+        """Take everything out of an inbox that nobody owns or writes to any more.
+
+        Args:
+            dispose: called with lane class, producer's slot and record; True if the record was
+                forwarded to another member, False if it became a dead letter.
+        """
+        segment = self._inboxes[inbox_id].segment
+        for lane_class, producer, _ in self._counts(inbox_id):
+            index = layout.lane_index(self._slots, lane_class, producer)
+            lane = LaneConsumer(
+                segment.memory,
+                layout.lane_control_offset(self._slots, index),
+                layout.ring_offset(self._slots, self._lane_bytes, index),
+                self._lane_bytes,
+            )
+            try:
+                self._empty_lane(lane, lane_class, producer, dispose)
+            finally:
+                lane.close()
+
+    @staticmethod
+    def _empty_lane(
+        lane: LaneConsumer,
+        lane_class: int,
+        producer: int,
+        dispose: Callable[[int, int, Record], bool],
+    ) -> None:
+        while True:
+            try:
+                record = lane.take()
+            except CorruptLane as error:
+                log.error("corrupt lane from slot %d: %s", producer, error)
+                lane.skip_to_tail()
+                continue
+            if record is None:
+                return
+            if record.kind != layout.KIND_JOB:
+                lane.done(record)  # an expiry or a reply for a process that is no more
+            elif dispose(lane_class, producer, record):
+                lane.forwarded(record)
+            else:
+                lane.dead(record)
+
+
+def _totals(counts: LaneCounts) -> Totals:
+    return Totals(
+        counts.sent - counts.forwarded, counts.delivered, counts.dead_lettered, counts.queued
+    )

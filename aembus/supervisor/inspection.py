@@ -1,0 +1,70 @@
+"""The statistics of a whole bus, read from shared memory and the supervisor's own tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from typing import Any
+
+from aembus.shm import layout
+from aembus.supervisor.dead_letters import DeadLetters
+from aembus.supervisor.hosting import Hosting
+from aembus.supervisor.inboxes import Inboxes
+from aembus.supervisor.members import Member, Members
+
+
+def bus_statistics(
+    bus: str,
+    started_at: float,
+    members: Members,
+    inboxes: Inboxes,
+    hosting: Hosting,
+    dead_letters: DeadLetters,
+) -> dict[str, Any]:
+    """Return what `aembus stats --json` prints."""
+    points: dict[str, dict[str, Any]] = {}
+    for member in members:
+        for event_id, event in member.events.items():
+            point = points.setdefault(event.point, {"name": event.point, "events": []})
+            point["events"].append(
+                {"id": event_id, "slot": member.slot, "name": event.name, "group": event.group}
+            )
+    return {
+        "bus": bus,
+        "supervisor": {
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - started_at, 3),
+            "calls": hosting.calls,
+            "call_failures": hosting.call_failures,
+            "dead_letters": dead_letters.count,
+        },
+        "members": [_member_statistics(member, inboxes) for member in members],
+        "points": sorted(points.values(), key=lambda p: str(p["name"])),
+        "services": hosting.statistics(),
+        "totals": dataclasses.asdict(inboxes.all_totals()),
+    }
+
+
+def _member_statistics(member: Member, inboxes: Inboxes) -> dict[str, Any]:
+    return {
+        "slot": member.slot,
+        "kind": member.kind,
+        "name": member.name,
+        "pid": member.pid,
+        "state": member.state,
+        "incarnation": member.incarnation,
+        "restarts": member.restarts,
+        "sent": inboxes.sent_by(member.slot) - member.sent_before,
+        "received": dataclasses.asdict(inboxes.totals(member.inbox_id)),
+        "delivered": inboxes.totals(member.inbox_id).delivered,
+        "queued": inboxes.totals(member.inbox_id).queued,
+        "dead_lettered": inboxes.totals(member.inbox_id).dead_lettered,
+        "failed": inboxes.word(member.inbox_id, layout.FAILED),
+        "rescued_wakeups": inboxes.word(member.inbox_id, layout.RESCUED_WAKEUPS),
+        "corrupted": inboxes.word(member.inbox_id, layout.CORRUPTED),
+        "counters": {
+            name: inboxes.word(member.inbox_id, layout.COUNTERS + index * layout.WORD)
+            for name, index in member.counters.items()
+        },
+    }

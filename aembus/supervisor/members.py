@@ -1,0 +1,200 @@
+"""The members of a bus, as the supervisor knows them.  No I/O.
+
+A member is kept from its join until its inbox is free again.  A member with a name (a worker)
+keeps slot, inbox and event ids while its process is replaced; only pid and incarnation change.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aembus.errors import ControlError, RegistrationError, SlotsExhausted
+from aembus.routing import STATE_RUNNING
+from aembus.shm import layout
+
+KIND_SUPERVISOR: Final = "supervisor"
+KIND_WORKER: Final = "worker"
+KIND_CLIENT: Final = "client"
+
+STATE_STARTING: Final = "starting"  # its process is coming up, or about to
+STATE_LEAVING: Final = "leaving"  # no longer in the registry; its inbox is being emptied
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One event: where, under what name, and which group shares it."""
+
+    point: str
+    name: str
+    group: str | None
+
+
+@dataclass(slots=True)
+class Member:
+    """One member.
+
+    acknowledged: the newest generation that its process has passed.
+    pending: ids given out, not published yet.
+    """
+
+    slot: int
+    incarnation: int
+    inbox_id: int
+    kind: str
+    name: str
+    pid: int
+    state: str
+    connection: Any = None
+    acknowledged: int = 0
+    restarts: int = 0
+    joined_at: float = field(default_factory=time.monotonic)
+    events: dict[int, Registration] = field(default_factory=dict)
+    pending: dict[int, Registration] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    sent_before: int = 0  # what the slot's lanes had carried before this member got it
+
+    @property
+    def listed(self) -> bool:
+        """Whether the registry shows it."""
+        return self.state != STATE_LEAVING
+
+
+class Members:
+    """All members of one bus, by slot.
+
+    Args:
+        slots: how many there may be at once.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._by_slot: dict[int, Member] = {}
+        self._incarnations = itertools.count(1)
+        self._inbox_ids = itertools.count(0)
+        self._event_ids = itertools.count(1)
+        self._stable_ids: dict[tuple[str, Registration], int] = {}
+        self._known: dict[int, Registration] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._by_slot.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_slot)
+
+    def get(self, slot: int) -> Member | None:
+        """Return the member in `slot`, or None."""
+        return self._by_slot.get(slot)
+
+    def add(self, kind: str, name: str, pid: int, state: str) -> Member:
+        """Give a new member the lowest free slot and an inbox number of its own.
+
+        Raises: SlotsExhausted.
+        """
+        slot = next((s for s in range(self._slots) if s not in self._by_slot), None)
+        if slot is None:
+            raise SlotsExhausted(
+                "the bus has no free slot; give the supervisor more (slots), "
+                f"slots={self._slots}, members={len(self._by_slot)}"
+            )
+        incarnation = next(self._incarnations)
+        member = Member(
+            slot,
+            incarnation,
+            next(self._inbox_ids),
+            kind,
+            name or f"{kind}-{incarnation}",
+            pid,
+            state,
+        )
+        self._by_slot[slot] = member
+        return member
+
+    def replace_process(self, member: Member, pid: int) -> None:
+        """Let a new process be this member: same slot, inbox and events, new incarnation."""
+        member.pid = pid
+        member.incarnation = next(self._incarnations)
+        member.state = STATE_STARTING
+        member.pending = {}
+        member.acknowledged = 0
+        member.joined_at = time.monotonic()
+
+    def remove(self, member: Member) -> None:
+        """Free the member's slot; its inbox must be gone."""
+        del self._by_slot[member.slot]
+        for event_id in [*member.events, *member.pending]:
+            self._known.pop(event_id, None)
+        for key in [k for k in self._stable_ids if k[0] == member.name]:
+            self._known.pop(self._stable_ids.pop(key), None)
+
+    def register(self, member: Member, wanted: list[list[Any]]) -> list[int]:
+        """Return ids for the events that `member` wants: the same as before for the same event.
+
+        They are pending until `publish` or `publish_all`.  Raises RegistrationError.
+        """
+        ids = []
+        for point, name, group in wanted:
+            registration = Registration(point, name, group)
+            if registration in member.events.values() and member.state == STATE_RUNNING:
+                raise RegistrationError(
+                    "this member has such an event already; give another name=..., "
+                    f"point={point!r}, name={name!r}, group={group!r}"
+                )
+            key = (member.name, registration)
+            event_id = self._stable_ids.get(key)
+            if event_id is None:
+                event_id = self._stable_ids[key] = next(self._event_ids)
+            member.pending[event_id] = registration
+            self._known[event_id] = registration
+            ids.append(event_id)
+        return ids
+
+    def publish(self, member: Member) -> None:
+        """Add the member's pending events to those published."""
+        member.events |= member.pending
+        member.pending = {}
+
+    def publish_all(self, member: Member) -> None:
+        """Make the pending events the member's only ones (its entry point has returned)."""
+        member.events, member.pending = member.pending, {}
+        member.state = STATE_RUNNING
+
+    def unregister(self, member: Member, ids: list[int]) -> None:
+        """Take events off their wait queues; their ids stay known for what is still queued."""
+        for event_id in ids:
+            member.events.pop(event_id, None)
+
+    def registration(self, event_id: int) -> Registration | None:
+        """Return what an event id stands for, also after it was unregistered."""
+        return self._known.get(event_id)
+
+    def counter(self, member: Member, name: str) -> int:
+        """Return the index of the member's counter of this name.  Raises ControlError."""
+        index = member.counters.setdefault(name, len(member.counters))
+        if index >= layout.COUNTERS_MAX:
+            del member.counters[name]
+            raise ControlError(
+                f"a member has at most {layout.COUNTERS_MAX} counters, member={member.name!r}, "
+                f"counter={name!r}"
+            )
+        return index
+
+    def document(self, bus: str, nonce: str, services: list[list[Any]]) -> dict[str, Any]:
+        """Return the registry's document, as `aembus.routing.Routing` reads it."""
+        listed = [m for m in self._by_slot.values() if m.listed]
+        points: dict[str, list[list[Any]]] = {}
+        for member in listed:
+            for event_id, event in member.events.items():
+                points.setdefault(event.point, []).append([event_id, member.slot, event.group])
+        return {
+            "bus": bus,
+            "nonce": nonce,
+            "members": [
+                [m.slot, m.incarnation, m.inbox_id, m.kind, m.name, m.pid, m.state] for m in listed
+            ],
+            "points": points,
+            "services": services,
+        }

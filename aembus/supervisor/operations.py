@@ -1,0 +1,204 @@
+"""What may be asked over the control socket: one method an operation.
+
+Each gets the connection that asks and the request's fields, and returns the answer's fields or
+raises an AembusError, which travels back as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from aembus.errors import ControlError
+from aembus.routing import STATE_RUNNING
+from aembus.supervisor.control import Connection, Operation
+from aembus.supervisor.departures import Departures
+from aembus.supervisor.inboxes import Inboxes
+from aembus.supervisor.members import (
+    KIND_CLIENT,
+    KIND_WORKER,
+    Member,
+    Members,
+)
+from aembus.supervisor.publication import Publication
+from aembus.supervisor.workers import Workers
+
+log = logging.getLogger("aembus")
+
+
+class Operations:
+    """The operations of one supervisor.
+
+    Args: the supervisor's parts, and
+        on_ready: called when a worker has come up.
+        statistics: returns the whole bus's statistics.
+        stop: begins to stop the bus.
+    """
+
+    def __init__(
+        self,
+        nonce: str,
+        members: Members,
+        inboxes: Inboxes,
+        publication: Publication,
+        departures: Departures,
+        workers: Workers,
+        on_ready: Callable[[Member], None],
+        statistics: Callable[[], dict[str, Any]],
+        stop: Callable[[str], None],
+    ) -> None:
+        self._nonce = nonce
+        self._members = members
+        self._inboxes = inboxes
+        self._publication = publication
+        self._departures = departures
+        self._workers = workers
+        self._on_ready = on_ready
+        self._statistics = statistics
+        self._stop = stop
+
+    def table(self) -> dict[str, Operation]:
+        """Return the operations by name."""
+        return {
+            "join": self.join,
+            "register": self.register,
+            "publish": self.publish,
+            "ready": self.ready,
+            "unregister": self.unregister,
+            "leave": self.leave,
+            "acknowledge": self.acknowledge,
+            "counter": self.counter,
+            "undeliverable": self.undeliverable,
+            "not_started": self.not_started,
+            "statistics": self.statistics,
+            "stop": self.stop,
+        }
+
+    async def join(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Become a member: a new client, or the process of a worker."""
+        if connection.member is not None or not connection.alive:
+            raise ControlError(f"this connection has joined already, pid={connection.pid}")
+        if request["kind"] == KIND_WORKER:
+            member = self._join_worker(connection, request["name"])
+        else:
+            member = self._join_client(connection)
+        connection.member = member
+        member.connection = connection
+        # An activation of the new member cannot be older than this generation.
+        member.acknowledged = await self._publication.publish()
+        return {
+            "nonce": self._nonce,
+            "slot": member.slot,
+            "incarnation": member.incarnation,
+            "inbox_id": member.inbox_id,
+            "name": member.name,
+        }
+
+    def _join_worker(self, connection: Connection, name: str) -> Member:
+        worker = self._workers.by_pid(connection.pid)
+        if worker is None or worker.name != name:
+            raise ControlError(
+                f"only a worker that this supervisor spawned can join as one, "
+                f"pid={connection.pid}, name={name!r}"
+            )
+        member = next(m for m in self._members if m.name == name and m.kind == KIND_WORKER)
+        self._members.replace_process(member, connection.pid)
+        return member
+
+    def _join_client(self, connection: Connection) -> Member:
+        member = self._members.add(KIND_CLIENT, "", connection.pid, STATE_RUNNING)
+        try:
+            self._inboxes.create(member.inbox_id)
+        except BaseException:
+            self._members.remove(member)
+            raise
+        member.sent_before = self._inboxes.sent_by(member.slot)
+        return member
+
+    async def register(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Give out ids for events; they are not published yet."""
+        return {"ids": self._members.register(_member(connection), request["events"])}
+
+    async def publish(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Publish what the member has registered."""
+        self._members.publish(_member(connection))
+        return {"generation": await self._publication.publish()}
+
+    async def ready(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Publish a worker's registrations, all together: its entry point has returned."""
+        member = _member(connection)
+        self._members.publish_all(member)
+        generation = await self._publication.publish()
+        self._on_ready(member)
+        return {"generation": generation}
+
+    async def unregister(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Take events off their wait queues."""
+        self._members.unregister(_member(connection), request["ids"])
+        return {"generation": await self._publication.publish()}
+
+    async def leave(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Let go of the member; a worker's place stays for its replacement."""
+        member = _member(connection)
+        connection.member = None
+        if member.kind == KIND_CLIENT:
+            connection.release()
+            self._departures.retire(member)
+        else:
+            member.connection = None
+        self._publication.check_passed()
+        return {}
+
+    async def acknowledge(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Take note that the member has passed a generation."""
+        if connection.member is not None:
+            self._publication.acknowledge(connection.member, request["generation"])
+        return {}
+
+    async def counter(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Give a name to one of the member's counters."""
+        return {"index": self._members.counter(_member(connection), request["name"])}
+
+    async def undeliverable(
+        self, connection: Connection, request: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Take a job that its member cannot deliver: for its group, or for the dead letters."""
+        member, header, payload = _member(connection), request["header"], request["payload"]
+        if request["try_group"] and self._departures.forward(header, payload):
+            return {"forwarded": True}
+        try:
+            self._departures.keep(
+                member,
+                request["lane_class"],
+                header,
+                payload,
+                request["reason"],
+                request["detail"],
+            )
+        except OSError as error:
+            raise ControlError(f"dead letter cannot be kept: {error}") from error
+        return {"forwarded": False}
+
+    async def not_started(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Take note why a worker's process could not come up."""
+        worker = self._workers.by_pid(connection.pid)
+        if worker is not None:
+            worker.not_started = request["text"]
+        return {}
+
+    async def statistics(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Return everything that `aembus stats --json` shows."""
+        return self._statistics()
+
+    async def stop(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Begin to stop the bus."""
+        self._stop(f"asked by pid {connection.pid}")
+        return {}
+
+
+def _member(connection: Connection) -> Member:
+    member = connection.member
+    if not isinstance(member, Member):
+        raise ControlError(f"join the bus first, pid={connection.pid}")
+    return member

@@ -1,0 +1,96 @@
+"""Who owns a bus: the lock that its supervisor holds, and the sweep of what a killed one left.
+
+The kernel drops the lock at the holder's death, however it died, so nobody has to guess from a
+PID or a time-out.  Whoever holds the lock may remove everything else under the bus's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+
+from aembus.errors import BusAlreadyRunning, OpenError, PermissionRefused
+from aembus.shm import names, registry
+
+
+class BusLock:
+    """The lock of one bus, held from construction to `release`.
+
+    Raises: BusAlreadyRunning naming the holder, PermissionRefused.
+    """
+
+    def __init__(self, bus: str) -> None:
+        self._bus = bus
+        self._path = names.lock_path(bus)
+        self._descriptor = self._acquire()
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps({"pid": os.getpid()}).encode(), 0)
+
+    def _acquire(self) -> int:
+        while True:
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except PermissionError as error:
+                raise PermissionRefused(
+                    f"the bus belongs to another user, bus={self._bus!r}, lock={self._path}"
+                ) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = lock_holder(self._bus)
+                os.close(descriptor)
+                raise BusAlreadyRunning(
+                    "a supervisor runs this bus already; stop it, or choose another name "
+                    f"(--bus NAME), bus={self._bus!r}, pid={holder}"
+                ) from error
+            # The last holder removes the file before it lets go: then this is a file of no name.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
+                    return descriptor
+            os.close(descriptor)
+
+    def release(self) -> None:
+        """Remove the lock file and let go."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def lock_holder(bus: str) -> int | None:
+    """Return the PID of the supervisor that holds this bus's lock, None if nobody does."""
+    try:
+        descriptor = os.open(names.lock_path(bus), os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(ValueError, KeyError):
+            pid: int = json.loads(os.pread(descriptor, 200, 0))["pid"]
+            return pid
+        return 0  # held, by a supervisor that has not written its PID yet
+    finally:
+        os.close(descriptor)
+    return None
+
+
+def sweep(bus: str) -> list[Path]:
+    """Remove what a killed supervisor left under the bus's name; return what was removed.
+
+    The caller holds the bus's lock.  Members of the dead supervisor that still run are told by
+    their registry, and keep their mappings until they end.
+    """
+    removed = []
+    for path in names.leftovers(bus):
+        if path.name.endswith(f".{registry.ROLE}"):
+            with contextlib.suppress(OpenError, OSError):
+                registry.break_registry(f"/{path.name}")
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+            removed.append(path)
+    with contextlib.suppress(FileNotFoundError):
+        names.control_path(bus).unlink()
+        removed.append(names.control_path(bus))
+    return removed

@@ -1,0 +1,116 @@
+"""Publishing the registry, and waiting until every live member has passed a generation.
+
+Many changes at once become one generation: the more members there are, the longer changes are
+collected (milliseconds), since each of them reads each generation.  Members are asked to
+acknowledge only when somebody waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from aembus.shm.registry import RegistryWriter
+from aembus.supervisor.members import Member, Members
+
+PAUSE_S: Final = 0.001
+PAUSE_S_A_MEMBER: Final = 0.0004
+
+
+class Publication:
+    """Turns changes of the members and services into generations of the registry.
+
+    Args:
+        writer: where to publish.
+        members: whose acknowledgements count.
+        document: returns the document as it should be now.
+        on_published: called after each new generation.
+    """
+
+    def __init__(
+        self,
+        writer: RegistryWriter,
+        members: Members,
+        document: Callable[[], dict[str, Any]],
+        on_published: Callable[[], None],
+    ) -> None:
+        self._writer = writer
+        self._members = members
+        self._document = document
+        self._on_published = on_published
+        self._waiting: list[asyncio.Future[int]] = []
+        self._scheduled: asyncio.TimerHandle | None = None
+        self._acknowledgements: list[tuple[int, asyncio.Future[None]]] = []
+        self._last = 0.0
+
+    @property
+    def generation(self) -> int:
+        """The generation that is current."""
+        return self._writer.generation
+
+    async def publish(self) -> int:
+        """Publish what changed, together with others' changes; return the generation that has it.
+
+        Raises OutOfSharedMemory if the document is too long.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[int] = loop.create_future()
+        self._waiting.append(future)
+        if self._scheduled is None:
+            pause = PAUSE_S + PAUSE_S_A_MEMBER * len(self._members)
+            self._scheduled = loop.call_at(max(self._last + pause, loop.time()), self.publish_now)
+        return await future
+
+    def publish_now(self) -> None:
+        """Publish at once (used at the start, and by `publish`'s timer)."""
+        waiting, self._waiting = self._waiting, []
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+            self._scheduled = None
+        try:
+            generation = self._writer.publish(self._document())
+        except Exception as error:
+            for future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+            if not waiting:
+                raise
+            return
+        for future in waiting:
+            if not future.done():
+                future.set_result(generation)
+        self._on_published()
+        if waiting:
+            self._last = asyncio.get_running_loop().time()
+
+    async def passed(self, generation: int) -> None:
+        """Wait until no live member has an activation under an older generation running.
+
+        A stopped process is waited for, however long it takes: slow is not dead.
+        """
+        for member in self._members:
+            if member.connection is not None:
+                member.connection.push({"push": "generation", "generation": generation})
+        if self._all_passed(generation):
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._acknowledgements.append((generation, future))
+        await future
+
+    def acknowledge(self, member: Member, generation: int) -> None:
+        """Take a member's acknowledgement."""
+        member.acknowledged = max(member.acknowledged, generation)
+        self.check_passed()
+
+    def check_passed(self) -> None:
+        """Wake those whose generation everybody has passed (call it too when a member is gone)."""
+        for generation, future in list(self._acknowledgements):
+            if future.done():
+                self._acknowledgements.remove((generation, future))
+            elif self._all_passed(generation):
+                self._acknowledgements.remove((generation, future))
+                future.set_result(None)
+
+    def _all_passed(self, generation: int) -> bool:
+        return all(m.connection is None or m.acknowledged >= generation for m in self._members)

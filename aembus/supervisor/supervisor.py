@@ -1,0 +1,167 @@
+"""`Supervisor`: a bus to run, in this process or in a child."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, final
+
+from aembus.control import error_from_frame
+from aembus.errors import SupervisorError
+from aembus.shm import layout
+from aembus.supervisor.configuration import Configuration, WorkerSpec
+from aembus.supervisor.core import Summary, run_supervisor
+
+log = logging.getLogger("aembus")
+
+READY_LINE: Final = "ready"
+STOP_MARGIN_S: Final = 5.0
+
+
+@final
+class Supervisor:
+    """Owns a bus: creates everything shared, spawns the workers, hosts the services.
+
+    Args:
+        bus: the bus's name, 1 to 40 of letters, digits, '-' and '_'.
+        services: names of services to load: "timer", "tcp", an entry point, "module:Class".
+        workers: what to spawn.
+        slots: how many members there may be at once, the supervisor included.
+        lane_bytes: size of the ring between two members, a power of two; a job takes at most
+            half of it.
+        registry_bytes: how long the registry's document may get.
+        stop_timeout_s: how long stopping may take before workers are aborted.
+        state_directory: where dead letters are kept; default $XDG_STATE_HOME/aembus/<bus>.
+        log_level: of the supervisor's child and of the workers.
+
+    Raises: SupervisorError, OpenError for values that do not fit.
+    """
+
+    def __init__(
+        self,
+        bus: str,
+        *,
+        services: Sequence[str] = (),
+        workers: Sequence[WorkerSpec] = (),
+        slots: int = layout.SLOTS_DEFAULT,
+        lane_bytes: int = layout.LANE_BYTES_DEFAULT,
+        registry_bytes: int = layout.REGISTRY_HALF_BYTES_DEFAULT,
+        stop_timeout_s: float = 2.0,
+        state_directory: str | Path | None = None,
+        log_level: str = "WARNING",
+    ) -> None:
+        self._configuration = Configuration(
+            bus=bus,
+            workers=tuple(workers),
+            services=tuple(services),
+            slots=slots,
+            lane_bytes=lane_bytes,
+            registry_bytes=registry_bytes,
+            stop_timeout_s=stop_timeout_s,
+            state_directory=None if state_directory is None else str(state_directory),
+            path=tuple(p or str(Path.cwd()) for p in sys.path),
+            log_level=log_level,
+        )
+        self._child: subprocess.Popen[str] | None = None
+
+    def run(self, on_ready: Callable[[], None] = lambda: None) -> Summary:
+        """Run the bus in this process until SIGINT, SIGTERM or a stop request.
+
+        Args:
+            on_ready: called when every worker has come up.
+
+        Returns what it came to.  Raises: BusAlreadyRunning, OutOfSharedMemory, ServiceLoadError,
+        SupervisorError if a worker never came up; nothing is left behind in any case.
+        """
+        return asyncio.run(run_supervisor(self._configuration, on_ready))
+
+    @property
+    def pid(self) -> int:
+        """The PID of the child that runs the bus, inside the ``with`` block."""
+        if self._child is None:
+            raise SupervisorError("the supervisor runs inside its with block only")
+        return self._child.pid
+
+    def __enter__(self) -> Self:
+        """Start the bus in a child process and return when every worker has come up."""
+        child = subprocess.Popen(
+            [sys.executable, "-m", "aembus.supervisor"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,
+        )
+        assert child.stdin is not None and child.stdout is not None
+        self._child = child
+        configuration = dataclasses.replace(self._configuration, ends_with_parent=True)
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(configuration.to_json() + "\n")
+            child.stdin.flush()
+        said = child.stdout.readline().strip()
+        if said != READY_LINE:
+            self._close_child()
+            kind, _, text = said.partition(" ")
+            if not kind:
+                raise SupervisorError(f"the supervisor ended, exit code {child.returncode}")
+            raise error_from_frame({"type": kind, "text": text})
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the bus and wait for its end."""
+        child = self._child
+        if child is not None:
+            child.terminate()
+            self._close_child()
+
+    def _close_child(self) -> None:
+        child = self._child
+        assert child is not None and child.stdin is not None and child.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.close()
+        try:
+            child.wait(self._configuration.stop_timeout_s + STOP_MARGIN_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        child.stdout.close()
+        self._child = None
+
+
+def run_child() -> int:
+    """Be the child of a ``with supervisor`` block: configuration on stdin, a line on stdout."""
+    configuration = Configuration.from_json(sys.stdin.readline())
+    logging.basicConfig(
+        level=configuration.log_level,
+        format="%(asctime)s %(levelname)s [supervisor] %(message)s",
+    )
+    sys.path[:0] = [p for p in configuration.path if p not in sys.path]
+    said = threading.Event()
+
+    def say(line: str) -> None:
+        if not said.is_set():
+            said.set()
+            with contextlib.suppress(BrokenPipeError):
+                os.write(sys.stdout.fileno(), (line + "\n").encode())
+
+    try:
+        asyncio.run(run_supervisor(configuration, lambda: say(READY_LINE)))
+    except Exception as error:
+        if said.is_set():
+            log.error("%s: %s", type(error).__name__, error)
+        say(f"{type(error).__name__} {error}".replace("\n", " "))
+        return 1
+    return 0

@@ -1,0 +1,1 @@
+"""Example programs built on aembus; nothing in the package itself imports them."""
