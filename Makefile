@@ -40,7 +40,7 @@ clean: ## remove the environment, caches and whatever else these targets made
 	@find . -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # An environment whose interpreter is gone (an upgraded Python) is made anew, stamp or not.
-ifeq ($(wildcard $(VENV)/bin/python),)
+ifneq ($(shell test -x $(VENV)/bin/python && echo there),there)
 .PHONY: $(STAMP)
 endif
 

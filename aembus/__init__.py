@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from aembus.bus import Bus as Bus
 from aembus.bus import BusStatistics as BusStatistics
-from aembus.bus import Counter as Counter
 from aembus.bus import connect as connect
+from aembus.counter import Counter as Counter
 from aembus.errors import AembusError as AembusError
 from aembus.errors import BusAlreadyRunning as BusAlreadyRunning
 from aembus.errors import BusBroken as BusBroken

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, Self, cast, final
 from aembus.calls import Calls
 from aembus.codec import encode
 from aembus.control import ControlClient
+from aembus.counter import Counter
 from aembus.errors import (
     AembusError,
     BusBroken,
@@ -50,29 +51,6 @@ class BusStatistics:
     event_struct: EventStructStatistics
     events: dict[str, EventStatistics]
     late_replies: int
-
-
-class Counter:
-    """A number in shared memory that the application adds to; shown by `aembus stats`.
-
-    A named member's counters outlive the process: the replacement goes on counting.
-    """
-
-    __slots__ = ("_inbox", "_index", "name")
-
-    def __init__(self, name: str, inbox: Inbox, index: int) -> None:
-        self.name = name
-        self._inbox = inbox
-        self._index = index
-
-    def add(self, number: int = 1) -> None:
-        """Add to the counter (one thread at a time)."""
-        self._inbox.add_to_counter(self._index, number)
-
-    @property
-    def value(self) -> int:
-        """The number now."""
-        return self._inbox.counter(self._index)
 
 
 class ServiceClient(Protocol):
@@ -244,6 +222,12 @@ class Bus:
     ) -> int:
         """Same as ``bus.point(point).activate(...)``; see ActivationPoint.activate."""
         return self.point(point).activate(*data, key=key, timeout=timeout)
+
+    @property
+    def job_bytes_max(self) -> int:
+        """How long the data of one activation may be, encoded: half a lane."""
+        assert self._inbox is not None
+        return self._inbox.payload_bytes_max
 
     # --- services -------------------------------------------------------------------------------
 

@@ -47,8 +47,11 @@ class Calls:
     def call(self, target: Target, data: tuple[Any, ...], timeout_s: float, what: str) -> Any:
         """Send a request to `target`, block until its answer, and return the result.
 
-        Raises: CallTimeout, CallFailed with what the other side raised, InboxFull, BusBroken.
+        Raises: CallTimeout, CallFailed with what the other side raised, InboxFull, BusBroken,
+        OutOfSharedMemory.
         """
+        # Too little memory for the answer is better told here than found out by the callee.
+        self._inbox.reserve_reply_lane(target.slot)
         deadline = time.monotonic() + timeout_s
         reply_id = next(self._reply_ids)
         waiting = self._waiting[reply_id] = _Waiting()

@@ -93,6 +93,7 @@ class ControlClient:
     Args:
         bus: the bus's name.
         on_push: called in the watcher thread with each thing the supervisor says on its own.
+        timeout_s: how long an answer may take, unless a request says otherwise.
         on_broken: called once in the watcher thread when the connection ends and `close` was
             not called.
 
@@ -104,8 +105,10 @@ class ControlClient:
         bus: str,
         on_push: Callable[[dict[str, Any]], None] | None = None,
         on_broken: Callable[[], None] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> None:
         self._bus = bus
+        self._timeout_s = timeout_s
         self._on_push = on_push
         self._on_broken = on_broken
         self._ids = itertools.count(1)
@@ -124,7 +127,7 @@ class ControlClient:
     def _greet(self) -> dict[str, Any]:
         # The supervisor opened a pidfd for us before it said hello; answering proves that the
         # process it opened is the one that talks.
-        self._socket.settimeout(REQUEST_TIMEOUT_S)
+        self._socket.settimeout(self._timeout_s)
         reader = FrameReader()
         frames: list[dict[str, Any]] = []
         try:
@@ -147,13 +150,13 @@ class ControlClient:
         self._socket.settimeout(None)
         return hello
 
-    def request(
-        self, op: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **fields: Any
-    ) -> dict[str, Any]:
+    def request(self, op: str, *, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
         """Ask the supervisor, block until its answer, and return the answer's fields.
 
         Raises: BusBroken if it is gone, ControlError at the time-out, else what it refused with.
         """
+        if timeout_s is None:
+            timeout_s = self._timeout_s
         request_id = next(self._ids)
         answer = self._answers[request_id] = _Answer()
         try:

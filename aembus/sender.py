@@ -81,7 +81,7 @@ class Sender:
         self._slot, self._incarnation = slot, incarnation
         self._reader = reader
         self._wait = wait
-        self._words = reader.words
+        self._words: Sequence[int] | memoryview = reader.words
         self._generation_word = reader.generation_word
         self._lock = threading.RLock()
         self._busy = False
@@ -279,6 +279,8 @@ class Sender:
         """Make every later activation raise `error`; costs the others nothing."""
         self._refusal = error
         self.routing.generation = NEVER
+        # The registry may be unmapped from now on: look at a word of our own instead.
+        self._words = [0] * (self._generation_word + 1)
 
     def _open_peer(self, slot: int) -> Peer:
         member = self.routing.members[slot]
@@ -313,8 +315,9 @@ class Sender:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise InboxFull(
-                    f"no room within the time-out, nothing was sent, for={what!r}, "
-                    f"timeout_s={timeout_s}, slots={[slot for slot, _ in full]}"
+                    "no room within the time-out, nothing was sent; wait longer (timeout=), add "
+                    "workers, or give the supervisor larger lanes (lane_bytes), "
+                    f"for={what!r}, timeout_s={timeout_s}, slots={[slot for slot, _ in full]}"
                 )
             with self._flags_raised(full, lane_class):
                 self._wait(_room_in([lane for _, lane in full]), left_s)
@@ -358,7 +361,13 @@ class Sender:
 
 
 def _room_in(lanes: list[LaneProducer]) -> Callable[[], bool]:
-    return lambda: all(lane.has_room() for lane in lanes)
+    def ready() -> bool:
+        try:
+            return all(lane.has_room() for lane in lanes)
+        except ValueError:  # its owner has left and another thread closed the lane: route anew
+            return True
+
+    return ready
 
 
 def _too_large(size_bytes: int, size_bytes_max: int) -> str:

@@ -12,6 +12,7 @@ import faulthandler
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -43,7 +44,8 @@ def load_entry_point(spec: str) -> Callable[[Bus], object]:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise  # a module that the entry point's module imports
         raise SupervisorError(
-            f"no module of this name can be imported, module={error.name!r}, entry_point={spec!r}"
+            "no module of this name can be imported; install it, or start in its directory, "
+            f"module={error.name!r}, entry_point={spec!r}, directory={os.getcwd()!r}"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):

@@ -11,6 +11,7 @@ its parent, and names in /dev/shm of a bus that was not called by `bus_name`.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -18,7 +19,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -68,36 +68,27 @@ def pytest_runtest_makereport(
     return report
 
 
-@dataclass(frozen=True)
-class Belongings:
-    """What there is at one moment; each value says it in words for a person."""
-
-    processes: dict[tuple[int, float], str]
-    threads: dict[threading.Thread, str]
-    descriptors: dict[tuple[int, str], str]
-    names: dict[str, str]
-
-
-def belongings() -> Belongings:
-    """Return what this test run has now."""
+def belongings() -> dict[str, str]:
+    """Return what this test run has now: what tells each thing from all others, and a detail."""
     processes = _processes()
-    pipes = set()
-    for key in [key for key, words in processes.items() if RESOURCE_TRACKER in words]:
-        del processes[key]  # started by multiprocessing where it likes; ends with this process
-        pipes.update(_pipes_of(key[0]))
-    return Belongings(processes, _threads(), _descriptors(ignored=pipes), _names())
+    pipes: set[str] = set()
+    for pid in [pid for pid, command in processes.items() if RESOURCE_TRACKER in command]:
+        del processes[pid]  # started by multiprocessing where it likes; ends with this process
+        pipes.update(t for t in _descriptors(pid).values() if t.startswith("pipe:"))
+    descriptors = {n: t for n, t in _descriptors().items() if t not in pipes}
+    names = [name for name in os.listdir(SHM) if f"aembus.{BUS_PREFIX}" in name]
+    return {
+        **{f"process {pid}:": command[:200] for pid, command in processes.items()},
+        **{f"thread {t.native_id}:": f"{t.name}, daemon={t.daemon}" for t in threading.enumerate()},
+        **{f"descriptor {number}: {target}": "" for number, target in descriptors.items()},
+        **{f"name {SHM / name}": "" for name in names},
+    }
 
 
-def left_over(before: Belongings) -> list[str]:
-    """Return a line for each thing that there is now and was not there `before`."""
+def left_over(before: dict[str, str]) -> list[str]:
+    """Return what there is now and was not there `before`."""
     now = belongings()
-    pairs = [
-        (before.processes, now.processes),
-        (before.threads, now.threads),
-        (before.descriptors, now.descriptors),
-        (before.names, now.names),
-    ]
-    return [words for was, new in pairs for key, words in new.items() if key not in was]
+    return [f"{what} {now[what]}".rstrip() for what in sorted(now.keys() - before.keys())]
 
 
 def settled(look: Callable[[], list[str]], grace_s: float) -> list[str]:
@@ -113,19 +104,17 @@ def settled(look: Callable[[], list[str]], grace_s: float) -> list[str]:
     return found
 
 
-def _processes() -> dict[tuple[int, float], str]:
+def _processes() -> dict[int, str]:
     # Children, and by their environment also those whose parent died before them.
     found = {}
     children = {child.pid for child in psutil.Process().children(recursive=True)}
     for pid in psutil.pids():
-        try:
-            if pid not in children and not _is_of_this_run(pid):
+        if pid in children or _is_of_this_run(pid):
+            try:
+                process = psutil.Process(pid)
+                found[pid] = " ".join(process.cmdline()) or f"{process.name()}, a zombie"
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-            process = psutil.Process(pid)
-            command = " ".join(process.cmdline()) or f"{process.name()} ({process.status()})"
-            found[pid, process.create_time()] = f"process {pid}: {command[:200]}"
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
     return found
 
 
@@ -138,33 +127,17 @@ def _is_of_this_run(pid: int) -> bool:
         return False
 
 
-def _pipes_of(pid: int) -> set[str]:
-    try:
-        targets = {str(p.readlink()) for p in Path(f"/proc/{pid}/fd").iterdir()}
-    except OSError:
-        return set()
-    return {target for target in targets if target.startswith("pipe:")}
-
-
-def _threads() -> dict[threading.Thread, str]:
-    return {t: f"thread {t.name!r}, daemon={t.daemon}" for t in threading.enumerate()}
-
-
-def _descriptors(ignored: set[str]) -> dict[tuple[int, str], str]:
+def _descriptors(pid: int | str = "self") -> dict[int, str]:
     found = {}
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{number}").removesuffix(" (deleted)")
-        except FileNotFoundError:  # the descriptor of the listing itself
-            continue
-        if target not in ignored:
-            found[int(number), target] = f"descriptor {number}: {target}"
+    folder = Path(f"/proc/{pid}/fd")
+    try:
+        for number in os.listdir(folder):
+            # The descriptor of the listing itself is gone by now.
+            with contextlib.suppress(FileNotFoundError):
+                found[int(number)] = os.readlink(folder / number).removesuffix(" (deleted)")
+    except (FileNotFoundError, PermissionError):  # the process is
+        return {}
     return found
-
-
-def _names() -> dict[str, str]:
-    mark = f"aembus.{BUS_PREFIX}"
-    return {name: f"{SHM / name}" for name in os.listdir(SHM) if mark in name}
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from tests.conftest import settled
 ROOT = Path(__file__).parent.parent
 
 # Each test leaves one thing; `kept` holds it until the end of that run, which ends it.
-LEAKS = '''
+LEAKS = """
 import atexit, multiprocessing, os, pathlib, subprocess, threading
 import pytest
 
@@ -58,14 +58,14 @@ def test_required():
 
 def test_not_required():
     pytest.skip("no such program")
-'''
+"""
 PROMISED = [
     r"^PASSED .*::test_nothing$",
-    r"::test_process left behind:\n  process \d+: cat\n  descriptor \d+: pipe:",
-    r"::test_orphan left behind:\n  process \d+: cat\n  descriptor \d+: pipe:",
-    r"::test_thread left behind:\n  thread 'kept-thread', daemon=True\n",
+    r"::test_process left behind:\n  descriptor \d+: pipe:\S+\n  process \d+: cat\n",
+    r"::test_orphan left behind:\n  descriptor \d+: pipe:\S+\n  process \d+: cat\n",
+    r"::test_thread left behind:\n  thread \d+: kept-thread, daemon=True\n",
     r"::test_descriptor left behind:\n  descriptor \d+: /dev/zero\n",
-    r"::test_name left behind:\n  /dev/shm/sem\.aembus\.t\d+-2\.0\.kept\n",
+    r"::test_name left behind:\n  name /dev/shm/sem\.aembus\.t\d+-2\.0\.kept\n",
     r"^FAILED .*::test_required - skipped, but required in CI: Skipped: no such program$",
     r"^SKIPPED \[1\] .*: no such program$",
     r" 1 failed, 6 passed, 1 skipped, 5 errors in ",

@@ -39,6 +39,10 @@ def call(function: _F) -> _F:
 class Host(Protocol):
     """What a service may ask of the process that hosts it."""
 
+    @property
+    def job_bytes_max(self) -> int:
+        """How long the encoded data of one job may be."""
+
     def now_ns(self) -> int:
         """Return CLOCK_MONOTONIC in nanoseconds."""
 

@@ -21,11 +21,13 @@ from aembus.codec import encode, key_hash
 from aembus.errors import ServiceError
 from aembus.services.base import Caller, Host, Service, call
 from aembus.services.framing import Answer, Framer, FramingError, load_framer
+from aembus.services.tcp_client import ENVELOPE_BYTES
 
 log = logging.getLogger("aembus")
 
 UNSENT_BYTES_MAX: Final = 1024 * 1024
 BACKLOG: Final = 1024
+LAST_ANSWERS_S: Final = 0.2
 FLUSH_S_MAX: Final = 0.5
 
 
@@ -51,8 +53,7 @@ class Listener:
         self.server: asyncio.Server | None = None
         self.starting = False
         self.connections = 0
-        host, port = bound.getsockname()[:2]
-        self.address = f"{host}:{port}"
+        self.address = _address(bound.getsockname())
 
 
 class Connection(asyncio.Protocol):
@@ -79,8 +80,8 @@ class Connection(asyncio.Protocol):
         self._listener.connections += 1
         self._service.opened(self)
         if options.on_open is not None:
-            host, port = transport.get_extra_info("peername")[:2]
-            self._activate(options.on_open, encode((self.id, f"{host}:{port}")), self._own_key)
+            peer = _address(transport.get_extra_info("peername"))
+            self._activate(options.on_open, encode((self.id, peer)), self._own_key)
 
     def data_received(self, data: bytes) -> None:
         """Cut what arrived into messages and activate the point with each."""
@@ -101,7 +102,7 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # a framer of the user's: its fault ends this connection only
             log.exception("framer of connection %d failed", self.id)
             self._end(str(error), b"")
-        if self._service.host.congested(self.id):
+        if not self._failed and self._service.host.congested(self.id):
             self._service.count("pauses")
             self.transport.pause_reading()
 
@@ -114,9 +115,11 @@ class Connection(asyncio.Protocol):
         self._service.count("framing_errors")
         self._failed = True
         assert self.transport is not None
+        self.transport.pause_reading()
         if answer:
             self.transport.write(answer)
-        self.transport.close()
+        # What it sent before was good, and is being answered: let those answers go out.
+        asyncio.get_running_loop().call_later(LAST_ANSWERS_S, self.transport.close)
 
     def send(self, data: bytes) -> None:
         """Send; a peer that leaves too much unread is cut off."""
@@ -137,7 +140,7 @@ class Connection(asyncio.Protocol):
 
     def resume(self) -> None:
         """Read again."""
-        if self.transport is not None and not self.transport.is_closing():
+        if self.transport is not None and not self.transport.is_closing() and not self._failed:
             self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -194,6 +197,12 @@ class TcpService(Service):
             return listener.address
         if self._closing:
             raise ServiceError(f"the bus is stopping, address={address!r}")
+        room = self.host.job_bytes_max - ENVELOPE_BYTES
+        if message_bytes_max > room:
+            raise ServiceError(
+                "such a message does not fit into a job: lower message_bytes_max, or give the "
+                f"supervisor larger lanes (lane_bytes), wanted={message_bytes_max}, max={room}"
+            )
         make = load_framer(framer)
         listener = Listener(_bind(address), options, make)
         self._listeners[address] = self._listeners[listener.address] = listener
@@ -295,6 +304,11 @@ class TcpService(Service):
     def count(self, what: str) -> None:
         """Count something for the statistics."""
         self._counts[what] = self._counts.get(what, 0) + 1
+
+
+def _address(name: tuple[str, int]) -> str:
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _bind(address: str) -> socket.socket:

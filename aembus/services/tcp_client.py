@@ -5,8 +5,12 @@ The service owns the sockets, so a member's death closes no connection; members 
 
 from __future__ import annotations
 
+from typing import Final
+
 from aembus.bus import Bus
 from aembus.routing import ServiceVersion
+
+ENVELOPE_BYTES: Final = 32  # what encoding a connection and some bytes adds, at most
 
 
 class TcpClient:
@@ -60,8 +64,19 @@ class TcpClient:
         return result
 
     def send(self, connection: int, data: bytes) -> None:
-        """Send bytes down a connection; one that is closed already is left alone, and counted."""
-        self._bus.tell_service(self._service, "send", (connection, data))
+        """Send bytes down a connection; one that is closed already is left alone, and counted.
+
+        What is too long for one job goes in several, in order.
+
+        Raises: InboxFull if the service does not take them in time, BusBroken.
+        """
+        size_max = self._bus.job_bytes_max - ENVELOPE_BYTES
+        if len(data) <= size_max:
+            self._bus.tell_service(self._service, "send", (connection, data))
+            return
+        for begin in range(0, len(data), size_max):
+            piece = data[begin : begin + size_max]
+            self._bus.tell_service(self._service, "send", (connection, piece))
 
     def close(self, connection: int) -> None:
         """Close a connection after what was sent before has gone out."""

@@ -3,29 +3,27 @@
 The timer service, in whichever process hosts it, owns one wheel and is the only one to touch it.
 
 ```
-              current block          next block
-level 0   |..|..|..|..|..|..|   |..|..|..|..|..|..|      a slot holds one tick (1 ms)
-level 1   |......|......|......   |......|......|...     a slot holds one block of level 0 (256 ms)
-level 2   |..................   |..................      a slot holds one block of level 1 (65 s)
+               current block            next block
+level 0   |..|..|..|..|..|..|..|   |..|..|..|..|..|..|..|    a slot holds one tick (1 ms)
+level 1   |....................|   |....................|    a slot holds a block of level 0
 ```
 
 A timer lies in the lowest level whose open blocks reach its tick.  A slot is a list of pairs (id,
-entry) in the order of their start; a dict says where each id lies: its tick, level and position.
-Before a block becomes the current one, the slot above that covers it is brought down, a few timers
-at each `advance`, so that no single call has to move all of them; what is left when its time has
-come moves then.  As timers of one tick always lie in one slot, or move in order, order holds.
+entry) in the order of their starts; a dict says where each id lies.  Before a block becomes the
+current one, the slot above that covers it is brought down, some timers at each `advance`, so that
+no single call has to move them all; what is left when its time has come moves then.  Timers of
+one tick always lie in the same slot, or move in their order.
 
 Guarantees:
 
-- no timer expires before its due time; each expires in the first `advance` whose `now_ns` has
-  reached its due time rounded up to the tick (or a later one, if `limit` cut that one short);
+- no timer expires before its due time; each does in the first `advance` whose `now_ns` has reached
+  its due time rounded up to the tick (or in a later one, if `limit` cut that one short);
 - what expires comes in the order of the ticks, and within a tick in the order of the starts; a
   timer that is started when it is due already counts as due at the tick reached;
-- starting and cancelling cost the same at 2,000,000 timers as at 10,000, if what is cancelled was
-  started lately or long ago; picked at random they cost what the processor's cache misses cost;
-- a running timer takes less than 110 bytes beside its id and entry (16 more when the wheel is
-  older than 99 days of 1 ms ticks).  A cancelled one leaves 16 bytes behind until half of its
-  slot is dead.
+- starting and cancelling cost at 2,000,000 timers what they cost at 10,000, if what is cancelled
+  was started near in time; in random order the processor's cache misses come on top;
+- a running timer takes less than 110 bytes beside its id and entry (16 more beyond 99 days of
+  1 ms ticks); a cancelled one leaves 16, until half of its slot is dead and is written anew.
 
 Not here: clocks, periods, handlers, names (the timer service); threads (one owner, no locks).
 """
@@ -42,16 +40,49 @@ SLOT_BITS: Final = 8
 
 # Where a timer lies, in one int: its tick, its level, its position in the slot's list.
 POSITION_BITS: Final = 24
-LEVEL_BITS: Final = 3
-LEVEL_SHIFT: Final = POSITION_BITS
-TICK_SHIFT: Final = POSITION_BITS + LEVEL_BITS
 POSITION_MASK: Final = (1 << POSITION_BITS) - 1
-LEVEL_MASK: Final = (1 << LEVEL_BITS) - 1
-LEVELS_MAX: Final = 1 << LEVEL_BITS
+LEVELS_MAX: Final = 8
+LEVEL_MASK: Final = LEVELS_MAX - 1
+TICK_SHIFT: Final = POSITION_BITS + LEVEL_MASK.bit_length()
 
-DEAD_KEPT_MIN: Final = 64  # fewer dead pairs are not worth rewriting a slot
-MOVES_PER_TICK: Final = 512  # timers that one level brings down ahead of time, a quarter of a ms
-TICKS_MADE_UP_MAX: Final = 16  # a late `advance` makes up for so many ticks
+DEAD_KEPT: Final = 64  # with fewer dead pairs a slot that has living ones is not written anew
+MOVES_PER_TICK: Final = 512  # timers that a level brings down ahead of time, a quarter of a ms
+TICKS_MADE_UP_MAX: Final = 16  # for so many ticks a late `advance` makes up
+
+
+class _Level:
+    """A ring of slots that has room for two blocks of them."""
+
+    __slots__ = ("block_shift", "dead", "end", "mask", "occupied", "shift", "slots", "tag", "taken")
+
+    def __init__(self, depth: int, slot_bits: int, tick: int) -> None:
+        self.tag = depth << POSITION_BITS
+        self.shift = depth * slot_bits  # from ticks to slot numbers
+        self.block_shift = self.shift + slot_bits  # from ticks to blocks
+        self.mask = (2 << slot_bits) - 1
+        # Blocks before this tick are open; two at first, as nothing can lie in the level above.
+        self.end = (tick >> self.block_shift) + 2 << self.block_shift
+        self.occupied = 0  # a bit for the index of each slot that has pairs
+        self.slots: list[list[Any]] = [[] for _ in range(2 << slot_bits)]
+        self.dead = [0] * len(self.slots)  # how many of a slot's pairs are (None, None)
+        self.taken: dict[int, int] = {}  # index of a slot -> position before which pairs are gone
+
+    def first_begin(self, tick: int) -> int | None:
+        """Return when the first slot that has pairs begins, from the one of `tick` on."""
+        if not self.occupied:
+            return None
+        present = tick >> self.shift
+        index = present & self.mask
+        ahead = self.occupied >> index or self.occupied << self.mask + 1 - index
+        return present + (ahead & -ahead).bit_length() - 1 << self.shift
+
+    def empty(self, index: int) -> None:
+        """Let go of all pairs of a slot."""
+        if self.slots[index]:
+            self.slots[index] = []
+            self.dead[index] = 0
+            self.taken.pop(index, None)
+            self.occupied &= ~(1 << index)
 
 
 class TimingWheel(Generic[Entry]):
@@ -60,60 +91,29 @@ class TimingWheel(Generic[Entry]):
     Args:
         now_ns: the present, on the clock that all later times are on.
         tick_ns: the resolution.
-        slot_bits: a block has 2 to the power of this many slots; small ones are for tests.
+        slot_bits: 2 to the power of this slots are a block; small ones are for tests.
     """
 
-    __slots__ = (
-        "_dead",
-        "_ends",
-        "_now",
-        "_occupied",
-        "_origin_ns",
-        "_ring_bits",
-        "_ring_mask",
-        "_slot_bits",
-        "_slots",
-        "_taken",
-        "_tick",
-        "_tick_ns",
-        "_where",
-    )
-
-    def __init__(
-        self, now_ns: int, *, tick_ns: int = TICK_NS, slot_bits: int = SLOT_BITS
-    ) -> None:
+    def __init__(self, now_ns: int, *, tick_ns: int = TICK_NS, slot_bits: int = SLOT_BITS) -> None:
         if tick_ns < 1 or slot_bits < 1:
             raise ValueError(f"no such wheel, tick_ns={tick_ns}, slot_bits={slot_bits}")
         self._tick_ns = tick_ns
         self._origin_ns = now_ns - now_ns % tick_ns  # tick 0
         self._slot_bits = slot_bits
-        self._ring_bits = slot_bits + 1  # a level is a ring of two blocks
-        self._ring_mask = (1 << self._ring_bits) - 1
-        self._now = 0  # latest tick that `advance` was told
-        self._tick = 0  # tick reached: every earlier one is done with
+        self._now = 0  # the latest tick that `advance` was told
+        self._tick = 0  # the tick reached: every earlier one is done with
         self._where: dict[int, int] = {}
-        # By level: the tick at which its open blocks end, and a bit for each slot that holds pairs.
-        self._ends: list[int] = []
-        self._occupied: list[int] = []
-        # By slot number (level, then index in the ring): the pairs (a dead one is None, None), and
-        # how many of them are dead.
-        self._slots: list[list[Any]] = []
-        self._dead: list[int] = []
-        self._taken: dict[int, int] = {}  # slot number -> position up to which pairs are gone
-        self._add_level()
+        self._levels = [_Level(0, slot_bits, 0)]  # more are added when a timer needs them
 
     def __len__(self) -> int:
         return len(self._where)
-
-    def __contains__(self, timer_id: int) -> bool:
-        return timer_id in self._where
 
     def start(self, timer_id: int, due_ns: int, entry: Entry) -> None:
         """Let `timer_id` run until `due_ns`; if it runs already, this replaces it.
 
         Raises:
-            OverflowError: `due_ns` is beyond the highest level, or the slot has 8 million timers;
-                nothing was started (and what ran under this id runs no more).
+            OverflowError: `due_ns` is beyond the highest level, or 8 million timers are in one
+                slot.  Nothing was started, and what ran under this id was cancelled.
         """
         where = self._where
         if timer_id in where:
@@ -121,21 +121,19 @@ class TimingWheel(Generic[Entry]):
         tick = -((self._origin_ns - due_ns) // self._tick_ns)  # rounded up
         if tick < self._tick:
             tick = self._tick
-        level = 0
-        for end in self._ends:
-            if tick < end:
+        for level in self._levels:
+            if tick < level.end:
                 break
-            level += 1
         else:
             level = self._level_above(tick)
-        index = tick >> level * self._slot_bits & self._ring_mask
-        slot = self._slots[level << self._ring_bits | index]
+        index = tick >> level.shift & level.mask
+        slot = level.slots[index]
         position = len(slot)
         if not position:
-            self._occupied[level] |= 1 << index
+            level.occupied |= 1 << index
         elif position > POSITION_MASK:
-            raise OverflowError(f"too many timers in one slot, timers={position >> 1}")
-        where[timer_id] = tick << TICK_SHIFT | level << LEVEL_SHIFT | position
+            raise OverflowError(f"too many timers in one slot, pairs={position >> 1}")
+        where[timer_id] = tick << TICK_SHIFT | level.tag | position
         slot.append(timer_id)
         slot.append(entry)
 
@@ -144,16 +142,15 @@ class TimingWheel(Generic[Entry]):
         place = self._where.pop(timer_id, None)
         if place is None:
             return None
-        level = place >> LEVEL_SHIFT & LEVEL_MASK
-        index = place >> TICK_SHIFT + level * self._slot_bits & self._ring_mask
-        number = level << self._ring_bits | index
-        slot = self._slots[number]
+        level = self._levels[place >> POSITION_BITS & LEVEL_MASK]
+        index = place >> TICK_SHIFT >> level.shift & level.mask
+        slot = level.slots[index]
         position = place & POSITION_MASK
         entry: Entry = slot[position + 1]
         slot[position] = slot[position + 1] = None
-        dead = self._dead[number] = self._dead[number] + 1
-        if dead * 4 > len(slot) and (dead > DEAD_KEPT_MIN or dead * 2 == len(slot)):
-            self._remove_dead(number)
+        dead = level.dead[index] = level.dead[index] + 1
+        if dead * 4 >= len(slot) and (dead > DEAD_KEPT or dead * 2 == len(slot)):
+            self._remove_dead(level, index)
         return entry
 
     def advance(self, now_ns: int, limit: int | None = None) -> list[tuple[int, Entry]]:
@@ -162,187 +159,142 @@ class TimingWheel(Generic[Entry]):
         A `now_ns` before an earlier one counts as that earlier one.
 
         Args:
-            limit: return at most so many; the next call goes on from there.  Until then
-                `next_due_ns` is not later than the present.
+            limit: return at most so many; the next call, due at once, goes on from there.
         """
         before = self._tick
         now = self._now = max(self._now, (now_ns - self._origin_ns) // self._tick_ns)
         expired: list[tuple[int, Entry]] = []
-        next_tick: int | None = before
-        while next_tick is not None and next_tick <= now:
-            self._enter(next_tick)
+        tick: int | None = before
+        while tick is not None and tick <= now:
+            self._enter(tick)
             if not self._expire(expired, limit):
                 return expired
-            next_tick = self._next_tick()
+            tick = self._next_tick()
         self._enter(now)
         moves_max = MOVES_PER_TICK * min(now - before, TICKS_MADE_UP_MAX)
-        for level in reversed(range(len(self._ends))):
-            self._open_next_block(level, moves_max)
+        for depth in reversed(range(len(self._levels))):
+            self._open_next_block(depth, moves_max)
+        if expired and not self._where:
+            self._where.clear()  # gives back the memory of those that were
         return expired
 
     def next_due_ns(self) -> int | None:
-        """Return when to call `advance` next: never too late, at times too early; None: no timer.
+        """Return when to call `advance` next; None without timers.
 
-        It is too early when timers have to be brought down a level, or were cancelled.
+        Never too late, but early if timers have to be brought down, or some were cancelled.
         """
         if not self._where:
             return None
-        ticks = []
-        for level in range(len(self._ends)):
-            first = self._first_occupied(level)
-            if first is not None and level:
-                # Bring it down while the block before it is the current one.
-                ticks.append(max((first - 1) << level * self._slot_bits, self._now + 1))
-            elif first is not None:
-                ticks.append(first)
-        return self._origin_ns + min(ticks) * self._tick_ns
+        tick = self._tick
+        if tick == self._now:  # else `limit` cut `advance` short
+            ticks = []
+            for level in self._levels:
+                if (begin := level.first_begin(tick)) is not None:
+                    # What lies higher is brought down during the block before its own.
+                    early = max(begin - (1 << level.shift), tick + 1)
+                    ticks.append(early if level.shift else begin)
+            tick = min(ticks)
+        return self._origin_ns + tick * self._tick_ns
 
     def running(self) -> Iterator[tuple[int, int, Entry]]:
-        """Iterate over (timer_id, due_ns, entry) of all timers; no call may come between.
+        """Iterate over (timer_id, due_ns rounded up, entry), those of a tick in their order.
 
-        Starting them in this order in another wheel of the same tick keeps all promises.
+        No other call may come between.  Another wheel can start them from this.
         """
-        where = self._where
-        for number, slot in enumerate(self._slots):
-            for position in range(self._taken.get(number, 0), len(slot), 2):
-                timer_id = slot[position]
-                if timer_id is not None:
-                    tick = where[timer_id] >> TICK_SHIFT
-                    yield timer_id, self._origin_ns + tick * self._tick_ns, slot[position + 1]
+        for level in self._levels:
+            for index, slot in enumerate(level.slots):
+                for position in range(level.taken.get(index, 0), len(slot), 2):
+                    if (timer_id := slot[position]) is not None:
+                        tick = self._where[timer_id] >> TICK_SHIFT
+                        yield timer_id, self._origin_ns + tick * self._tick_ns, slot[position + 1]
 
-    # --- levels and blocks ----------------------------------------------------------------------
-
-    def _add_level(self) -> None:
-        shift = (len(self._ends) + 1) * self._slot_bits
-        # Nothing above the top level has to be brought down: both of its blocks are open.
-        self._ends.append(((self._tick >> shift) + 2) << shift)
-        self._occupied.append(0)
-        self._slots.extend([] for _ in range(1 << self._ring_bits))
-        self._dead.extend([0] * (1 << self._ring_bits))
-
-    def _level_above(self, tick: int) -> int:
-        """Add levels until `tick` is in reach; return the level it belongs to."""
-        while tick >= self._ends[-1]:
-            if len(self._ends) == LEVELS_MAX:
-                raise OverflowError(
-                    f"due time is out of reach, ticks_from_now={tick - self._tick}, "
-                    f"ticks_max={self._ends[-1] - self._tick - 1}"
-                )
-            self._add_level()
-        return len(self._ends) - 1
-
-    def _first_occupied(self, level: int) -> int | None:
-        """Return the first slot with pairs, counted from tick 0 (not its index in the ring)."""
-        occupied = self._occupied[level]
-        if not occupied:
-            return None
-        present = self._tick >> level * self._slot_bits
-        index = present & self._ring_mask
-        ahead = occupied >> index
-        if not ahead:
-            ahead = occupied << self._ring_mask + 1 - index
-        return present + (ahead & -ahead).bit_length() - 1
+    def _level_above(self, tick: int) -> _Level:
+        """Add levels until one reaches `tick`, and return that."""
+        levels = self._levels
+        self._open_next_block(len(levels) - 1, 0)
+        while tick >= levels[-1].end:
+            if len(levels) == LEVELS_MAX:
+                ticks, ticks_max = tick - self._tick, levels[-1].end - self._tick - 1
+                raise OverflowError(f"due time is out of reach, {ticks=}, {ticks_max=}")
+            levels.append(_Level(len(levels), self._slot_bits, self._tick))
+        return levels[-1]
 
     def _next_tick(self) -> int | None:
-        """Return the first tick at which a slot begins that holds pairs, of whatever level."""
-        next_tick = None
-        for level in range(len(self._ends)):
-            first = self._first_occupied(level)
-            if first is not None:
-                begin = first << level * self._slot_bits
-                if next_tick is None or begin < next_tick:
-                    next_tick = begin
-        return next_tick
+        """Return the first tick at which a slot begins that has pairs, of whatever level."""
+        begins = [level.first_begin(self._tick) for level in self._levels]
+        return min((begin for begin in begins if begin is not None), default=None)
 
     def _enter(self, tick: int) -> None:
-        """Make `tick` the tick reached.  Slots that began before it have to be empty."""
+        """Make `tick` the tick reached.  No slot that began before it may have pairs."""
         self._tick = tick
-        ends = self._ends
-        for level in reversed(range(len(ends))):
-            if tick >= ends[level]:
-                shift = (level + 1) * self._slot_bits
-                block = tick >> shift
-                if level + 1 < len(ends):
-                    self._bring_down(level, block, None)
-                ends[level] = (block + 1) << shift
+        for depth in reversed(range(len(self._levels))):
+            level = self._levels[depth]
+            if tick >= level.end:
+                block = tick >> level.block_shift
+                self._bring_down(depth, block, None)
+                level.end = block + 1 << level.block_shift
 
-    def _open_next_block(self, level: int, moves_max: int) -> None:
+    def _open_next_block(self, depth: int, moves_max: int) -> None:
         """Go on opening the block after the current one, at the cost of `moves_max` timers."""
-        ends = self._ends
-        shift = (level + 1) * self._slot_bits
-        block = ends[level] >> shift
-        if block > (self._tick >> shift) + 1:
+        level = self._levels[depth]
+        block = level.end >> level.block_shift
+        if block > (self._tick >> level.block_shift) + 1:
             return  # it is open
-        if level + 1 < len(ends):
-            if ends[level] == ends[level + 1]:
-                return  # the level above has to open its own first
-            if not self._bring_down(level, block, moves_max):
-                return
-        ends[level] = (block + 1) << shift
+        if depth + 1 < len(self._levels) and level.end == self._levels[depth + 1].end:
+            return  # first the level above has to open its own next block
+        if self._bring_down(depth, block, moves_max):
+            level.end += 1 << level.block_shift
 
-    # --- slots ----------------------------------------------------------------------------------
-
-    def _bring_down(self, level: int, block: int, moves_max: int | None) -> bool:
-        """Move timers of `block` from their slot above down to `level`; say if that was all."""
-        number = (level + 1) << self._ring_bits | block & self._ring_mask
-        source = self._slots[number]
-        begin = self._taken.get(number, 0)
+    def _bring_down(self, depth: int, block: int, moves_max: int | None) -> bool:
+        """Move the timers of `block` down to the level at `depth`; say whether that was all."""
+        if depth + 1 == len(self._levels):
+            return True
+        level, above = self._levels[depth : depth + 2]
+        source_index = block & above.mask
+        source = above.slots[source_index]
+        begin = above.taken.get(source_index, 0)
         end = len(source) if moves_max is None else min(begin + 2 * moves_max, len(source))
         where = self._where
-        shift = level * self._slot_bits
         for position in range(begin, end, 2):
-            timer_id = source[position]
-            if timer_id is None:
-                continue
-            tick = where[timer_id] >> TICK_SHIFT
-            index = tick >> shift & self._ring_mask
-            slot = self._slots[level << self._ring_bits | index]
-            if not slot:
-                self._occupied[level] |= 1 << index
-            assert len(slot) <= POSITION_MASK, f"pairs={len(slot)}"
-            where[timer_id] = tick << TICK_SHIFT | level << LEVEL_SHIFT | len(slot)
-            slot.append(timer_id)
-            slot.append(source[position + 1])
+            if (timer_id := source[position]) is not None:
+                tick = where[timer_id] >> TICK_SHIFT
+                index = tick >> level.shift & level.mask
+                slot = level.slots[index]
+                level.occupied |= 1 << index
+                assert len(slot) <= POSITION_MASK, f"pairs={len(slot) >> 1}"
+                where[timer_id] = tick << TICK_SHIFT | level.tag | len(slot)
+                slot.append(timer_id)
+                slot.append(source[position + 1])
         if end < len(source):
-            self._taken[number] = end
+            above.taken[source_index] = end
             return False
-        self._empty(number)
+        above.empty(source_index)
         return True
 
     def _expire(self, expired: list[tuple[int, Entry]], limit: int | None) -> bool:
         """Take what is due at the tick reached; False if `limit` ended it."""
-        number = self._tick & self._ring_mask
-        slot = self._slots[number]
-        for position in range(self._taken.get(number, 0), len(slot), 2):
-            timer_id = slot[position]
-            if timer_id is not None:
+        level = self._levels[0]
+        index = self._tick & level.mask
+        slot = level.slots[index]
+        for position in range(level.taken.get(index, 0), len(slot), 2):
+            if (timer_id := slot[position]) is not None:
                 if len(expired) == limit:
-                    self._taken[number] = position
+                    level.taken[index] = position
                     return False
                 del self._where[timer_id]
                 expired.append((timer_id, slot[position + 1]))
-        self._empty(number)
+        level.empty(index)
         return True
 
-    def _remove_dead(self, number: int) -> None:
-        """Rewrite a slot without its dead pairs."""
-        where = self._where
-        slot = self._slots[number]
+    def _remove_dead(self, level: _Level, index: int) -> None:
+        """Write a slot anew, without its dead pairs."""
+        slot = level.slots[index]
         kept: list[Any] = []
-        for position in range(self._taken.get(number, 0), len(slot), 2):
-            timer_id = slot[position]
-            if timer_id is not None:
-                where[timer_id] = where[timer_id] & ~POSITION_MASK | len(kept)
-                kept.append(timer_id)
-                kept.append(slot[position + 1])
-        self._empty(number)
+        for position in range(level.taken.get(index, 0), len(slot), 2):
+            if (timer_id := slot[position]) is not None:
+                self._where[timer_id] += len(kept) - position
+                kept += slot[position : position + 2]
+        level.empty(index)
         if kept:
-            self._slots[number] = kept
-            self._occupied[number >> self._ring_bits] |= 1 << (number & self._ring_mask)
-
-    def _empty(self, number: int) -> None:
-        if self._slots[number]:
-            self._slots[number] = []
-            self._dead[number] = 0
-            self._taken.pop(number, None)
-            self._occupied[number >> self._ring_bits] &= ~(1 << (number & self._ring_mask))
+            level.slots[index] = kept
+            level.occupied |= 1 << index

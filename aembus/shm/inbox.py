@@ -74,6 +74,11 @@ class Inbox:
             raise
         return cls(segment, bell)
 
+    @property
+    def payload_bytes_max(self) -> int:
+        """The largest payload that a lane of this bus takes."""
+        return layout.payload_bytes_max(self._lane_bytes)
+
     # --- what is there ------------------------------------------------------------------------
 
     def look_for_doors(self) -> None:
@@ -97,6 +102,13 @@ class Inbox:
             return
         self.lanes[lane_class].append(lane)
         self._origins[lane] = (lane_class, producer)
+
+    def reserve_reply_lane(self, producer: int) -> None:
+        """Give memory to the lane by which `producer` will answer.  Raises OutOfSharedMemory."""
+        index = layout.lane_index(self._slots, layout.CLASS_REPLY, producer)
+        if self._doors[index] != layout.DOOR_OPEN:
+            ring = layout.ring_offset(self._slots, self._lane_bytes, index)
+            self._segment.reserve(ring, self._lane_bytes)
 
     def has_jobs(self) -> bool:
         """Say whether a normal or urgent lane has a record to take."""
@@ -189,7 +201,9 @@ class Inbox:
                 began = time.monotonic()
                 rung = self._bell.timed_wait(timeout_s)
                 by_bound = not rung and time.monotonic() - began >= timeout_s
-                self._watch_for_lost_posts(by_bound)
+                if rung:
+                    self._suspected_at = 0.0
+                self.watch_for_lost_posts(by_bound and self._anyone_ready())
         finally:
             self.end_sleep()
 
@@ -224,15 +238,17 @@ class Inbox:
             self._wakes += 1
             self._woken.notify_all()
 
-    def _watch_for_lost_posts(self, by_bound: bool) -> None:
+    def watch_for_lost_posts(self, found_by_bound: bool) -> None:
+        """Take note of the end of a sleep; count a rescue once it is sure that no post came.
+
+        Args:
+            found_by_bound: the sleep's bound ended it, and there was work.
+        """
         now = time.monotonic()
-        if not by_bound:
-            self._suspected_at = 0.0
-            return
         if self._suspected_at and now - self._suspected_at > LATE_POST_S:
             self._words[layout.RESCUED_WAKEUPS // 8] += 1
             self._suspected_at = 0.0
-        if not self._suspected_at and self._anyone_ready():
+        if found_by_bound and not self._suspected_at:
             self._suspected_at = now
 
     # --- the owner's own words ----------------------------------------------------------------

@@ -59,7 +59,7 @@ class Segment:
         except posix_ipc.ExistentialError as error:
             raise FileExistsError(f"segment exists already, name={name}") from error
         except OSError as error:
-            raise _no_space(error, name, reserve_bytes) from error
+            raise no_space(error, name, reserve_bytes) from error
         try:
             os.ftruncate(shared.fd, size_bytes)
             reserve_space(shared.fd, name, 0, reserve_bytes)
@@ -166,10 +166,11 @@ def reserve_space(descriptor: int, name: str, offset: int, size_bytes: int) -> N
     try:
         os.posix_fallocate(descriptor, offset, size_bytes)
     except OSError as error:
-        raise _no_space(error, name, size_bytes) from error
+        raise no_space(error, name, size_bytes) from error
 
 
-def _no_space(error: OSError, name: str, want_bytes: int) -> Exception:
+def no_space(error: OSError, name: str, want_bytes: int) -> Exception:
+    """Return OutOfSharedMemory, with the numbers, if that is what `error` means, else `error`."""
     if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
         return error
     space = os.statvfs(names.DIRECTORY)

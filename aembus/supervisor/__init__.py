@@ -2,5 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from aembus.supervisor.configuration import WorkerSpec as WorkerSpec
-from aembus.supervisor.supervisor import Supervisor as Supervisor
+
+if TYPE_CHECKING:
+    from aembus.supervisor.supervisor import Supervisor as Supervisor
+
+
+def __getattr__(name: str) -> Any:
+    # It brings asyncio along, which a look at locks and leftovers does not need.
+    if name == "Supervisor":
+        from aembus.supervisor import supervisor
+
+        return supervisor.Supervisor
+    raise AttributeError(f"module 'aembus.supervisor' has no attribute {name!r}")

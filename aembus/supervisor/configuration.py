@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from aembus.errors import SupervisorError
 from aembus.shm import layout, names
+
+STOP_TIMEOUT_S_MAX: Final = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ class Configuration:
         names.check_bus_name(self.bus)
         if not 2 <= self.slots <= layout.SLOTS_MAX:
             raise SupervisorError(f"slots must be 2 to {layout.SLOTS_MAX}, slots={self.slots}")
+        if not 0 < self.stop_timeout_s < STOP_TIMEOUT_S_MAX:
+            raise SupervisorError(
+                f"stop_timeout_s must be above 0 and below {STOP_TIMEOUT_S_MAX}, "
+                f"stop_timeout_s={self.stop_timeout_s}"
+            )
         size = self.lane_bytes
         if not layout.LANE_BYTES_MIN <= size <= layout.LANE_BYTES_MAX or size & (size - 1):
             raise SupervisorError(

@@ -182,7 +182,11 @@ class SupervisorProcess:
                 await hosting.load(spec, 0)
             for worker in self._workers:
                 member = self._members.add(KIND_WORKER, worker.name, 0, STATE_STARTING)
-                self._inboxes.create(member.inbox_id)
+                try:
+                    self._inboxes.create(member.inbox_id)
+                except BaseException:
+                    self._members.remove(member)
+                    raise
             self._publication.publish_now()
             self._control.start()
             started = True
@@ -403,7 +407,7 @@ class SupervisorProcess:
             uptime_s=time.monotonic() - self._started_at,
             delivered=totals.delivered,
             failed=failed,
-            dead_lettered=totals.dead_lettered,
+            dead_lettered=self._dead_letters.count,
             restarts=self._workers.restarts,
             counters=counters,
         )

@@ -131,8 +131,8 @@ class Departures:
         }
         self._dead_letters.append(letter)
 
-    def keep_parked(self, parked: Parked) -> None:
-        """Make a dead letter of a job that waited for a member that has gone."""
+    def keep_parked(self, parked: Parked, reason: str) -> None:
+        """Make a dead letter of a job that a service sent and that has nowhere to go."""
         event = self._members.registration(parked.target.event_id)
         self._dead_letters.append(
             {
@@ -144,7 +144,7 @@ class Departures:
                 "attempts": 0,
                 "activated_ns": 0,
                 "key_hash": parked.job.key_hash,
-                "reason": "its member went while it waited for room",
+                "reason": reason,
                 "detail": "",
                 "payload": parked.job.payload,
             }

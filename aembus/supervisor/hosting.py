@@ -37,6 +37,7 @@ BUILT_IN: Final = {
     "tcp": "aembus.services.tcp:TcpService",
 }
 ENTRY_POINTS: Final = "aembus.services"
+MEMBER_WENT: Final = "its member went while it waited for room"
 NS: Final = 1_000_000_000
 
 
@@ -55,10 +56,13 @@ class Hosting:
 
     Args:
         inbox, sender: this process's two sides.
-        on_lost: keeps a parked job whose destination has gone and that has nowhere else to go.
+        on_lost: keeps a job that has nowhere to go, and why: its destination has gone, or no
+            lane there can be opened.
     """
 
-    def __init__(self, inbox: Inbox, sender: Sender, on_lost: Callable[[Parked], None]) -> None:
+    def __init__(
+        self, inbox: Inbox, sender: Sender, on_lost: Callable[[Parked, str], None]
+    ) -> None:
         self._inbox = inbox
         self._sender = sender
         self._on_lost = on_lost
@@ -71,6 +75,7 @@ class Hosting:
         self._wake: asyncio.TimerHandle | None = None
         self._bound: asyncio.TimerHandle | None = None
         self._turn_scheduled = False
+        self._stopped = False
         self._answering: set[asyncio.Future[Any]] = set()
         self.calls = 0
         self.call_failures = 0
@@ -135,6 +140,8 @@ class Hosting:
 
     def _run_scheduled_turn(self) -> None:
         self._turn_scheduled = False
+        if self._stopped:
+            return
         self._inbox.end_sleep()
         self._run_turn()
 
@@ -157,7 +164,9 @@ class Hosting:
 
     def _on_bound(self) -> None:
         self._bound = None
-        if self._inbox.has_jobs() or len(self._parking):
+        rescued = not self._turn_scheduled and self._inbox.has_jobs()
+        self._inbox.watch_for_lost_posts(rescued)
+        if rescued or len(self._parking):
             self._schedule_turn()
         else:
             self._sleep_bounded()
@@ -232,10 +241,18 @@ class Hosting:
     def _reply(self, record: Record, flags: int, payload: bytes) -> None:
         job = Job(payload, layout.KIND_REPLY, flags, reply_id=record.reply_id)
         target = Target(record.origin_slot, 0)
-        if self._sender.try_send(target, job, layout.CLASS_REPLY) == FULL:
-            log.error("slot %d does not take its replies; one is dropped", record.origin_slot)
+        try:
+            if self._sender.try_send(target, job, layout.CLASS_REPLY) == FULL:
+                log.error("slot %d does not take its replies; one is dropped", target.slot)
+        except AembusError as error:  # the turn goes on: the others must not wait for this one
+            log.error("slot %d cannot get its replies; one is dropped: %s", target.slot, error)
 
     # --- what services ask for (services.base.Host) ---------------------------------------------
+
+    @property
+    def job_bytes_max(self) -> int:
+        """See Host."""
+        return self._inbox.payload_bytes_max
 
     def now_ns(self) -> int:
         """See Host."""
@@ -258,6 +275,14 @@ class Hosting:
         return self._send_or_park(Parked(target, job, None, False), source)
 
     def _send_or_park(self, parked: Parked, source: int) -> int:
+        try:
+            return self._try_send_or_park(parked, source)
+        except AembusError as error:  # the turn goes on: the others must not wait for this one
+            log.error("a job to slot %d becomes a dead letter: %s", parked.target.slot, error)
+            self._on_lost(parked, f"{type(error).__name__}: {error}")
+            return 1
+
+    def _try_send_or_park(self, parked: Parked, source: int) -> int:
         slot = parked.target.slot
         if not self._parking.is_parked(slot):
             sent = self._sender.try_send(parked.target, parked.job)
@@ -289,11 +314,11 @@ class Hosting:
     def _route_anew(self, parked: Parked) -> None:
         if parked.point is None:
             if parked.job.kind == layout.KIND_JOB:
-                self._on_lost(parked)
+                self._on_lost(parked, MEMBER_WENT)
             return  # else an expiry, for a process that is no more
         key_hash = parked.job.key_hash if parked.keyed else None
         if not self.activate(parked.point, parked.job.payload, key_hash):
-            self._on_lost(parked)
+            self._on_lost(parked, MEMBER_WENT)
 
     def has_events(self, point: str) -> bool:
         """See Host."""
@@ -356,6 +381,7 @@ class Hosting:
             except Exception:
                 log.exception("service %r failed to stop", service.name)
         assert self._loop is not None
+        self._stopped = True
         self._loop.remove_reader(self._descriptor)
         for handle in (self._wake, self._bound):
             if handle is not None:

@@ -16,7 +16,7 @@ from aembus.shm.doorbell import Ringer, create_bell, fence, unlink_bell
 from aembus.shm.inbox import create_inbox, inbox_role
 from aembus.shm.lane import CorruptLane, LaneConsumer, LaneCounts, Record
 from aembus.shm.names import shared_name
-from aembus.shm.segment import Segment
+from aembus.shm.segment import Segment, no_space
 
 log = logging.getLogger("aembus")
 
@@ -73,9 +73,11 @@ class Inboxes:
         segment = create_inbox(self.name(inbox_id), self._slots, self._lane_bytes)
         try:
             create_bell(self._bus, self._nonce, inbox_id, bell_kind)
-        except BaseException:
+        except BaseException as error:
             segment.close()
             segment.unlink()
+            if isinstance(error, OSError):
+                raise no_space(error, self.name(inbox_id), layout.PAGE) from error
             raise
         self._inboxes[inbox_id] = _Inbox(segment, Ringer(self._bus, self._nonce, inbox_id))
 

@@ -10,26 +10,36 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
+from typing import Final
 
 from aembus.errors import BusAlreadyRunning, OpenError, PermissionRefused
-from aembus.shm import names, registry
+from aembus.shm import layout, names, registry
+from aembus.shm.segment import no_space
+
+PROBE_S_MAX: Final = 0.1  # longer than `lock_holder` ever holds a lock
 
 
 class BusLock:
     """The lock of one bus, held from construction to `release`.
 
-    Raises: BusAlreadyRunning naming the holder, PermissionRefused.
+    Raises: BusAlreadyRunning naming the holder, PermissionRefused, OutOfSharedMemory.
     """
 
     def __init__(self, bus: str) -> None:
         self._bus = bus
         self._path = names.lock_path(bus)
         self._descriptor = self._acquire()
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps({"pid": os.getpid()}).encode(), 0)
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps({"pid": os.getpid()}).encode(), 0)
+        except OSError as error:
+            self.release()
+            raise no_space(error, str(self._path), layout.PAGE) from error
 
     def _acquire(self) -> int:
+        patience_until = time.monotonic() + PROBE_S_MAX
         while True:
             try:
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -42,6 +52,9 @@ class BusLock:
             except BlockingIOError as error:
                 holder = lock_holder(self._bus)
                 os.close(descriptor)
+                if time.monotonic() < patience_until:  # somebody may only have asked who has it
+                    time.sleep(PROBE_S_MAX / 10)
+                    continue
                 raise BusAlreadyRunning(
                     "a supervisor runs this bus already; stop it, or choose another name "
                     f"(--bus NAME), bus={self._bus!r}, pid={holder}"

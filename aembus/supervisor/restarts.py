@@ -32,12 +32,19 @@ class Restart:
     delay_s: float
     degraded: bool
 
+    def __str__(self) -> str:
+        when = f"in {self.delay_s:.1f} s" if self.delay_s else "at once"
+        return f"restarted {when}{', degraded until then' if self.degraded else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
     """It never came up: starting it again would only repeat that."""
 
     reason: str
+
+    def __str__(self) -> str:
+        return f"not restarted: {self.reason}"
 
 
 def decide(history: RestartHistory, now_s: float, *, progress: bool) -> Restart | GiveUp:

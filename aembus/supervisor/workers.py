@@ -126,7 +126,8 @@ class Workers:
             worker.process = None
         if self._stopping:
             return
-        log.warning(
+        log.log(
+            logging.WARNING if isinstance(decision, Restart) else logging.INFO,
             "worker %s (pid %d) ended, exit code %d, %s",
             worker.name,
             process.pid,

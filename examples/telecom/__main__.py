@@ -31,6 +31,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"at least one worker is needed, workers={options.workers}")
+    if options.port == 0:
+        parser.error("a port is needed that callers can know, port=0")
     environment = {SECRET_VARIABLE: secrets.token_hex(32)} | os.environ
     command = run_command(options)
     os.execve(command[0], command, environment)

@@ -123,10 +123,8 @@ async def place_calls(
 def as_text(report: Report) -> str:
     """The report for a person."""
     rate = report.ok / report.duration_s if report.duration_s else 0.0
-    lines = [
-        f"{report.ok} of {report.asked} calls to {report.target} ok, {report.failed} failed, "
-        f"{report.duration_s:.1f} s, {rate:.0f} calls/s"
-    ]
+    sums = f"{report.ok} of {report.asked} calls to {report.target} ok, {report.failed} failed"
+    lines = [f"{sums}, {report.duration_s:.1f} s, {rate:.0f} calls/s"]
     lines += [f"  {number} x {cause}" for cause, number in report.causes.items()]
     skipped = report.asked - report.ok - report.failed
     if skipped:
@@ -211,7 +209,12 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"cannot connect to {options.target}: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(asdict(report), indent=2) if options.json else as_text(report))
+    return finish(report, options.json)
+
+
+def finish(report: Report, as_json: bool) -> int:
+    """Print the report; returns the exit code."""
+    print(json.dumps(asdict(report), indent=2) if as_json else as_text(report))
     return 0 if report.ok == report.asked else 1
 
 

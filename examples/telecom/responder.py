@@ -31,7 +31,7 @@ from typing import Any
 
 import aembus
 
-from .sip_actions import COUNTERS, Action, CancelTimer, Close, Count, Send, StartTimer, Wake
+from .sip_actions import Action, CancelTimer, Close, Count, Send, StartTimer, Wake
 from .sip_message import BODY_BYTES_MAX, HEAD_BYTES_MAX
 from .sip_transaction import Settings, SipServer
 
@@ -53,20 +53,25 @@ def main(bus: aembus.Bus) -> None:
         message_bytes_max=HEAD_BYTES_MAX + BODY_BYTES_MAX,
     )
     server = SipServer(settings(address, options))
-    counters = {name: bus.counter(name) for name in COUNTERS}
-    messages = bus.counter("messages")
+    # These two are always shown, the others from the first time that there is something to count.
+    counters = {name: bus.counter(name) for name in ("calls", "messages")}
     ringing: dict[bytes, Any] = {}  # the timers that this process started
     wake_up: Any = None
 
     @bus.on("sip.message", group="sip")
     def message(event: aembus.Event, connection: int, data: bytes) -> None:
-        messages.add()
+        count("messages")
         carry_out(server.receive(data, connection, time.monotonic()))
 
     @bus.on("sip.answer", group="sip")
     def answer(event: aembus.Event, name: bytes, connection: int, response: bytes) -> None:
         ringing.pop(name, None)
         carry_out(server.answer(name, connection, response, time.monotonic()))
+
+    def count(name: str) -> None:
+        if name not in counters:
+            counters[name] = bus.counter(name)
+        counters[name].add()
 
     def tick(event: aembus.Event) -> None:
         carry_out(server.tick(time.monotonic()))
@@ -77,7 +82,7 @@ def main(bus: aembus.Bus) -> None:
             if isinstance(action, Send):
                 tcp.send(action.connection, action.data)
             elif isinstance(action, Count):
-                counters[action.name].add()
+                count(action.name)
             elif isinstance(action, StartTimer):
                 # A point, not a handler: it fires though this process be dead by then.
                 name, delay_s, call_id, connection, response = action

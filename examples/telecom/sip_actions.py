@@ -48,7 +48,7 @@ class Close(NamedTuple):
 
 
 class Count(NamedTuple):
-    """Add one to the counter of this name."""
+    """Add one to the counter of this name, one of COUNTERS."""
 
     name: str
 

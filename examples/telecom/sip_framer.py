@@ -178,11 +178,10 @@ def _look_at_headers(head: bytes) -> tuple[int, bytes | None]:
     lines = split_head(head)
     body_bytes = -1
     call_id: bytes | None = None
-    for line in lines[1:]:
-        if line[0] not in _LOOKED_AT:
-            continue
-        if line[0] in BLANKS:
-            return _look_at_headers(b"\r\n".join(unfold(lines)))
+    candidates = [line for line in lines[1:] if line[0] in _LOOKED_AT]
+    if any(line[0] in BLANKS for line in candidates):
+        candidates = unfold(lines)[1:]
+    for line in candidates:
         name, _, value = line.partition(b":")
         name = name.rstrip(BLANKS).lower()
         if name in (b"content-length", b"l"):

@@ -43,6 +43,7 @@ from .sip_syntax import (
     parse_cseq,
     parse_name_addr,
     parse_number,
+    parse_party,
     parse_uri,
     parse_via,
     split_head,
@@ -131,14 +132,14 @@ class SipMessage:
     def from_(self) -> NameAddr:
         """The From header."""
         if self._from is None:
-            self._from = parse_name_addr(self._last.get(b"From") or _missing("From"))
+            self._from = parse_party(self._last.get(b"From") or _missing("From"))
         return self._from
 
     @property
     def to(self) -> NameAddr:
         """The To header."""
         if self._to is None:
-            self._to = parse_name_addr(self._last.get(b"To") or _missing("To"))
+            self._to = parse_party(self._last.get(b"To") or _missing("To"))
         return self._to
 
     @property
@@ -382,7 +383,7 @@ def refusal(data: bytes, error: SipError) -> bytes:
 def _with_tag(to: bytes, identity: bytes) -> bytes:
     """Add a tag to a To value that can be parsed and has none; the same for the same request."""
     try:
-        if parse_name_addr(to).tag is not None:
+        if parse_party(to).tag is not None:
             return to
     except SipError:
         return to

@@ -255,6 +255,23 @@ def parse_name_addr(value: bytes) -> NameAddr:
     return NameAddr(display, uri, params)
 
 
+def parse_party(value: bytes) -> NameAddr:
+    """Parse a From or To value: an address whose tag, if there is one, is a token.
+
+    Raises SipSyntaxError: for anything else.
+    """
+    party = parse_name_addr(value)
+    if b"tag" in party.params:
+        _token_param(party.params, b"tag")
+    return party
+
+
+def _token_param(params: dict[bytes, bytes | None], name: bytes) -> None:
+    value = params[name]
+    if value is None or value.translate(None, TOKEN_BYTES):
+        raise SipSyntaxError("Bad Parameter", name)
+
+
 def parse_via(value: bytes) -> Via:
     """Parse one Via element.
 
@@ -264,7 +281,10 @@ def parse_via(value: bytes) -> Via:
     if match is None:
         raise SipSyntaxError("Bad Via", value)
     transport, host, port = match.groups()
-    return Via(transport, host, _port(port), parse_params(value, match.end()))
+    params = parse_params(value, match.end())
+    if b"branch" in params:
+        _token_param(params, b"branch")
+    return Via(transport, host, _port(port), params)
 
 
 def parse_cseq(value: bytes) -> CSeq:

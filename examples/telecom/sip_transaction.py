@@ -104,7 +104,8 @@ class SipServer:
             b"REGISTER": self._register,
         }
 
-    def __len__(self) -> int:
+    @property
+    def remembered(self) -> int:
         """How many transactions and dialogs are remembered."""
         return len(self._transactions) + len(self._dialogs)
 

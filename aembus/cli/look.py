@@ -1,0 +1,158 @@
+"""``aembus ls`` and ``aembus stats``: which buses there are, and what one does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from typing import Any, Final
+
+from aembus.cli import buses
+from aembus.cli.text import count, duration, named_counts, table
+from aembus.cli.usage import Commands, add_command, add_json, bus_name
+from aembus.errors import BusBroken, BusNotFound, ControlError
+
+STARTING: Final = "starting or stopping"
+DEAD_TEXT: Final = "dead, run: aembus clean"
+
+_LS_EXAMPLES = """
+aembus ls
+aembus ls --json"""
+
+_STATS_EXAMPLES = """
+aembus stats
+aembus stats --bus switch
+aembus stats --bus switch --json"""
+
+_MEMBER_COLUMNS: Final = (
+    ("slot", "slot"),
+    ("kind", "kind"),
+    ("name", "name"),
+    ("pid", "pid"),
+    ("state", "state"),
+    ("restarts", "restarts"),
+    ("delivered", "delivered"),
+    ("queued", "queued"),
+    ("dead", "dead_lettered"),
+    ("failed", "failed"),
+)
+
+
+def add_ls(commands: Commands) -> None:
+    """Add the command ``ls``."""
+    parser = add_command(
+        commands, "ls", "list the buses of this machine",
+        "List the buses of this machine: those that run, and what dead ones left.", _LS_EXAMPLES,
+    )
+    add_json(parser)
+    parser.set_defaults(execute=list_buses)
+
+
+def add_stats(commands: Commands) -> None:
+    """Add the command ``stats``."""
+    parser = add_command(
+        commands, "stats", "show what a bus does",
+        "Show a bus's members, jobs, activation points and services.\n\n"
+        "sent = delivered + dead-lettered + queued, always.",
+        _STATS_EXAMPLES,
+    )
+    parser.add_argument(
+        "--bus", type=bus_name, metavar="NAME", help="which bus (default: the only one that runs)"
+    )
+    add_json(parser)
+    parser.set_defaults(execute=show_statistics)
+
+
+def list_buses(arguments: argparse.Namespace) -> int:
+    """Print the buses."""
+    entries = [_entry(bus) for bus in buses.find_all()]
+    if arguments.json:
+        print(json.dumps(entries, indent=2))
+    elif not entries:
+        print("no bus runs here; start one: aembus run MODULE:FUNCTION")
+    else:
+        print(table(("bus", "supervisor", "members", "uptime", "state"), [*map(_row, entries)]))
+    return 0
+
+
+def _entry(bus: buses.FoundBus) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "bus": bus.name,
+        "state": bus.state,
+        "supervisor_pid": bus.pid or None,
+        "members": {},
+        "uptime_s": None,
+    }
+    if bus.state == buses.RUNNING:
+        try:
+            found = buses.statistics(bus.name)
+        except (BusNotFound, BusBroken, ControlError):
+            entry["state"] = STARTING
+        else:
+            entry["members"] = Counter(member["kind"] for member in found["members"])
+            entry["uptime_s"] = found["supervisor"]["uptime_s"]
+    return entry
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    members = ", ".join(
+        kind if kind == "supervisor" else count(number, kind)
+        for kind, number in entry["members"].items()
+    )
+    uptime_s = entry["uptime_s"]
+    return [
+        entry["bus"],
+        str(entry["supervisor_pid"] or "-"),
+        members or "-",
+        "-" if uptime_s is None else duration(uptime_s),
+        DEAD_TEXT if entry["state"] == buses.DEAD else entry["state"],
+    ]
+
+
+def show_statistics(arguments: argparse.Namespace) -> int:
+    """Print the statistics of a bus."""
+    found = buses.statistics(buses.the_one_running(arguments.bus))
+    print(json.dumps(found, indent=2) if arguments.json else statistics_text(found))
+    return 0
+
+
+def statistics_text(found: dict[str, Any]) -> str:
+    """Return a bus's statistics for a person."""
+    supervisor, totals = found["supervisor"], found["totals"]
+    blocks = [
+        (
+            f"bus {found['bus']!r}, supervisor pid {supervisor['pid']}, "
+            f"up {duration(supervisor['uptime_s'])}"
+        ),
+        table(
+            [title for title, _ in _MEMBER_COLUMNS],
+            [[member[key] for _, key in _MEMBER_COLUMNS] for member in found["members"]],
+        ),
+        (
+            f"sent {totals['sent']} = delivered {totals['delivered']} + "
+            f"dead-lettered {totals['dead_lettered']} + queued {totals['queued']}"
+        ),
+    ]
+    points = [(point["name"], len(point["events"])) for point in found["points"]]
+    blocks.append(table(("point", "events"), points) if points else "points: none")
+    services = [
+        (service["name"], service["version"], _counts_text(service))
+        for service in found["services"]
+    ]
+    if services:
+        blocks.append(
+            table(("service", "version", "counts"), services)
+            + f"\nservice calls {supervisor['calls']}, failed {supervisor['call_failures']}"
+        )
+    else:
+        blocks.append("services: none")
+    counters: Counter[str] = Counter()
+    for member in found["members"]:
+        counters.update(member["counters"])
+    if counters:
+        blocks.append(f"counters: {named_counts(counters)}")
+    return "\n\n".join(blocks)
+
+
+def _counts_text(service: dict[str, Any]) -> str:
+    return named_counts({k: v for k, v in service.items() if k not in ("name", "version")})

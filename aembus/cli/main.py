@@ -1,0 +1,91 @@
+"""The command line: finds the command, runs it, and turns what went wrong into one clear line.
+
+Exit codes: 0 well, 1 the thing asked for failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from aembus.cli import clean, doctor, look, run
+from aembus.cli.usage import WrongUsage, version
+from aembus.errors import AembusError
+
+EXIT_FAILED: Final = 1
+EXIT_INTERRUPTED: Final = 130
+
+_EXAMPLES = """examples:
+  aembus run myapp.server:main --workers 4 --service timer --service tcp
+  aembus ls
+  aembus stats --bus server
+  aembus doctor
+
+Each command has its own: aembus COMMAND --help"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="aembus",
+        description="A multi-process shared-memory event bus: run one, and look at it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"aembus {version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (run.add, look.add_ls, look.add_stats, clean.add, doctor.add):
+        add(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in `argv` (default: the process's own arguments); return the exit code.
+
+    Wrong usage ends in SystemExit(2), as argparse does it.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _execute(words)
+        finally:
+            print(end="", flush=True)  # here, so that a broken pipe is seen here
+    except BrokenPipeError:  # whoever read our output has seen enough
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # for the flush when the interpreter ends
+        os.close(nowhere)
+        return 0
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _execute(words: list[str]) -> int:
+    words, worker_arguments = _split(words)
+    arguments = build_parser().parse_args(words)
+    parser: argparse.ArgumentParser = arguments.parser
+    execute: Callable[[argparse.Namespace], int] = arguments.execute
+    if execute is run.execute:
+        arguments.worker_arguments = tuple(worker_arguments or ())
+    elif worker_arguments is not None:
+        parser.error("only `aembus run` takes arguments after --")
+    try:
+        return execute(arguments)
+    except WrongUsage as error:
+        parser.error(str(error))
+    except BrokenPipeError:
+        raise
+    except (AembusError, OSError) as error:
+        print(f"aembus: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str] | None]:
+    # By hand: argparse would take what follows "--" as its own positional arguments.
+    if "--" not in words:
+        return words, None
+    place = words.index("--")
+    return words[:place], words[place + 1 :]

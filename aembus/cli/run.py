@@ -1,0 +1,194 @@
+"""``aembus run``: a bus with workers, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import math
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from aembus.cli.text import count, duration, named_counts
+from aembus.cli.usage import Commands, WrongUsage, add_command, bus_name
+from aembus.errors import OpenError, SupervisorError
+from aembus.shm import layout, names
+
+if TYPE_CHECKING:
+    from aembus.supervisor.core import Summary
+
+LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
+STOP_TIMEOUT_S: Final = 2.0
+
+_DESCRIPTION = """Run a bus: a supervisor in the foreground, and its workers.
+
+Each worker imports MODULE (the current directory comes first), calls FUNCTION with its bus,
+and then runs what that registered.  Workers that die are replaced.  Ctrl-C or SIGTERM ends it:
+what is queued is delivered, then a summary is printed."""
+
+_EXAMPLES = """
+aembus run myapp:main
+aembus run myapp.server:main --workers 4 --service timer --service tcp
+aembus run myapp.server:main --bus switch -- --port 5080"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser = add_command(
+        commands,
+        "run",
+        "run a bus with workers, in the foreground",
+        _DESCRIPTION,
+        _EXAMPLES,
+        usage="aembus run MODULE:FUNCTION [options] [-- ARGS ...]",
+    )
+    parser.add_argument(
+        "entry_point", type=_entry_point, metavar="MODULE:FUNCTION",
+        help="what each worker calls, with its bus",
+    )
+    parser.add_argument(
+        "--bus", type=bus_name, metavar="NAME",
+        help="the bus's name (default: the last part of MODULE)",
+    )
+    parser.add_argument(
+        "--workers", type=_worker_count, default=1, metavar="N",
+        help="how many workers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--service", action="append", default=[], dest="services", metavar="S",
+        help="a service to host: timer, tcp, an entry point's name, or module:Class; "
+        "may be given several times",
+    )
+    parser.add_argument(
+        "--lane-bytes", type=int, default=layout.LANE_BYTES_DEFAULT, metavar="N",
+        help="the ring between two members, a power of two; a job takes at most half of it "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--slots", type=int, default=layout.SLOTS_DEFAULT, metavar="N",
+        help="how many members at once, the supervisor included (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stop-timeout", type=_seconds, default=STOP_TIMEOUT_S, metavar="S",
+        help="how long stopping may take before workers are aborted (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--state-directory", type=Path, metavar="D",
+        help="where dead letters are kept (default: $XDG_STATE_HOME/aembus/BUS)",
+    )
+    parser.add_argument(
+        "--ready-message", metavar="TEXT", help="what to print when every worker has come up"
+    )
+    parser.add_argument(
+        "--log-level", type=str.upper, choices=LOG_LEVELS, default="WARNING", metavar="L",
+        help=f"one of {', '.join(LOG_LEVELS)} (default: %(default)s)",
+    )
+    parser.add_argument_group(
+        "workers' arguments", "what follows -- becomes the workers' sys.argv[1:]"
+    )
+    parser.set_defaults(execute=execute)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the bus until it is stopped."""
+    from aembus.supervisor import Supervisor, WorkerSpec
+
+    _put_first(str(Path.cwd()))
+    kind = _valid_name(arguments.entry_point.partition(":")[0].rpartition(".")[2])
+    bus = arguments.bus or kind
+    try:
+        worker = WorkerSpec(
+            kind, arguments.entry_point, arguments.workers, arguments.worker_arguments
+        )
+        supervisor = Supervisor(
+            bus,
+            services=arguments.services,
+            workers=[worker],
+            slots=arguments.slots,
+            lane_bytes=arguments.lane_bytes,
+            stop_timeout_s=arguments.stop_timeout,
+            state_directory=arguments.state_directory,
+            log_level=arguments.log_level,
+        )
+    except (SupervisorError, OpenError) as error:  # values that do not fit each other
+        raise WrongUsage(str(error)) from error
+    logging.basicConfig(
+        level=arguments.log_level, format="%(asctime)s %(levelname)s [supervisor] %(message)s"
+    )
+    ready_message = arguments.ready_message or _ready_message(
+        bus, arguments.workers, arguments.services
+    )
+    summary = supervisor.run(lambda: _say(ready_message))
+    _print_summary(bus, arguments.state_directory, summary)
+    return 0
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it: no reason not to run
+        print(line, flush=True)
+
+
+def _ready_message(bus: str, workers: int, services: list[str]) -> str:
+    return (
+        f"bus {bus!r} runs, {count(workers, 'worker')}, services: {', '.join(services) or 'none'}; "
+        f"look at it: aembus stats --bus {bus}; stop it: Ctrl-C"
+    )
+
+
+def _print_summary(bus: str, state_directory: Path | None, summary: Summary) -> None:
+    print(
+        f"bus {bus!r} ran for {duration(summary.uptime_s)}: "
+        f"{count(summary.delivered, 'job')} delivered, {summary.failed} failed, "
+        f"{summary.dead_lettered} dead-lettered, {count(summary.restarts, 'restart')}"
+    )
+    if summary.counters:
+        print(named_counts(summary.counters))
+    if summary.dead_lettered:
+        from aembus.supervisor.dead_letters import default_directory
+
+        print(f"dead letters are kept in {state_directory or default_directory(bus)}")
+
+
+def _put_first(directory: str) -> None:
+    # What lies in the current directory can be run without being installed, as servers do it.
+    sys.path[:] = [directory, *(path for path in sys.path if path not in ("", directory))]
+
+
+def _valid_name(text: str) -> str:
+    # A module's name may be longer than a bus's, and have letters that a bus's may not.
+    return re.sub(r"[^A-Za-z0-9_-]", "-", text)[: names.BUS_NAME_MAX]
+
+
+def _entry_point(text: str) -> str:
+    module, colon, function = text.partition(":")
+    parts = [*module.split("."), function]
+    if not colon or not all(part.isidentifier() for part in parts):
+        raise argparse.ArgumentTypeError(
+            "an entry point is written MODULE:FUNCTION, for instance myapp.server:main, "
+            f"got={text!r}"
+        )
+    return text
+
+
+def _worker_count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number < layout.SLOTS_MAX:
+        raise argparse.ArgumentTypeError(
+            f"want a whole number from 1 to {layout.SLOTS_MAX - 1}, got={text!r}"
+        )
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"want a number of seconds above 0, got={text!r}")
+    return seconds

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import aembus
+from aembus.cli import buses
+from tests.cli.support import running
+
+APPLICATION = """
+import sys
+
+def main(bus):
+    jobs = bus.counter("jobs")
+    if sys.argv[1:]:
+        print("arguments:", sys.argv[1:], flush=True)
+
+    @bus.on("work", group="workers")
+    def work(event, number):
+        jobs.add()
+        if number < 0:
+            raise ValueError("negative")
+"""
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory with an application in it, not installed anywhere."""
+    package = tmp_path / "shop"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "server.py").write_text(APPLICATION)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_from_start_to_end(
+    directory: Path, bus_name: str, number: signal.Signals
+) -> None:
+    """Ready in one line, then jobs, then a signal: a summary of what there was, exit code 0."""
+    with running(
+        directory, "shop.server:main", "--bus", bus_name, "--workers", "2", "--service", "timer",
+        "--log-level", "ERROR",
+    ) as run:
+        assert run.ready_line == (
+            f"bus {bus_name!r} runs, 2 workers, services: timer; "
+            f"look at it: aembus stats --bus {bus_name}; stop it: Ctrl-C"
+        )
+        found = buses.find(bus_name)
+        assert (found.state, found.pid) == (buses.RUNNING, run.pid)
+        with aembus.connect(bus_name) as bus:
+            for job in (1, 2, 3, -1):
+                assert bus.activate("work", job) == 1
+        before = time.monotonic()
+        ended = run.end(number)
+        assert time.monotonic() - before < 3
+    assert ended.code == 0
+    summary, counters, dead_letters = ended.out.splitlines()
+    pattern = (
+        rf"bus '{bus_name}' ran for \d+\.\d s: 3 jobs delivered, 1 failed, 1 dead-lettered, "
+        "0 restarts"
+    )
+    assert re.fullmatch(pattern, summary)
+    assert counters == "jobs 4"
+    kept_in = directory / "state" / "aembus" / bus_name
+    assert dead_letters == f"dead letters are kept in {kept_in}"
+    assert kept_in.is_dir()
+    assert buses.left_in_shared_memory(bus_name) == []
+
+
+def test_names_messages_and_arguments_can_be_given(directory: Path, bus_name: str) -> None:
+    """What follows -- is the workers' sys.argv[1:]; nothing is printed but what was asked for."""
+    with running(
+        directory, "shop.server:main", "--bus", bus_name, "--ready-message", "call me",
+        "--state-directory", "letters", "--", "--port", "5080",
+    ) as run:  # fmt: skip
+        assert run.ready_line == "arguments: ['--port', '5080']"
+        assert run.read_line() == "call me"
+        [worker] = [m for m in buses.statistics(bus_name)["members"] if m["kind"] == "worker"]
+        assert worker["name"] == "server-1"
+        with aembus.connect(bus_name) as bus:
+            bus.activate("work", -1)
+        ended = run.end()
+    assert ended.code == 0
+    assert ended.out.splitlines()[-1] == "dead letters are kept in letters"
+    assert (directory / "letters" / "dead-letters").is_file()
+
+
+def test_the_bus_is_named_after_the_module(tmp_path: Path, bus_name: str) -> None:
+    """Its last part, made valid."""
+    module = bus_name.replace("-", "_")
+    (tmp_path / f"{module}.py").write_text("def main(bus): pass")
+    with running(tmp_path, f"{module}:main") as run:
+        assert run.ready_line.startswith(f"bus {module!r} runs, 1 worker, services: none; ")
+        ended = run.end()
+    assert ended.code == 0
+    [summary] = ended.out.splitlines()
+    assert summary.endswith(": 0 jobs delivered, 0 failed, 0 dead-lettered, 0 restarts")
+    assert ended.err == ""
+
+
+def test_a_worker_that_is_killed_is_replaced_and_counted(directory: Path, bus_name: str) -> None:
+    """The summary tells of it."""
+    with running(directory, "shop.server:main", "--bus", bus_name) as run:
+        [worker] = [m for m in buses.statistics(bus_name)["members"] if m["kind"] == "worker"]
+        os.kill(worker["pid"], signal.SIGKILL)
+        with aembus.connect(bus_name) as bus:
+            deadline = time.monotonic() + 10
+            bus.activate("work", 1)  # waits in the worker's inbox for the replacement
+            while not (totals := buses.statistics(bus_name)["totals"])["delivered"]:
+                assert time.monotonic() < deadline, totals
+                time.sleep(0.01)  # between two looks at another process
+        ended = run.end()
+    assert ended.out.splitlines()[0].endswith(
+        ": 1 job delivered, 0 failed, 0 dead-lettered, 1 restart"
+    )
+    assert "Traceback" not in ended.err

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from aembus.cli.text import count, duration, named_counts, size, table
+
+
+def test_a_table_is_aligned_numbers_to_the_right() -> None:
+    """Words begin, and numbers end, below each other; no line ends in blanks."""
+    text = table(("name", "jobs", "state"), [("a", 5, "up"), ("long-name", 12345, "")])
+    assert text.splitlines() == [
+        "name        jobs  state",
+        "a              5  up",
+        "long-name  12345",
+    ]
+
+
+def test_a_table_without_rows_is_its_header() -> None:
+    """Nothing to show is no error."""
+    assert table(("slot", "kind"), []) == "slot  kind"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (59.94, "59.9 s"),
+        (60, "1 min 0 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 0 min"),
+        (86400 * 3 + 3600 * 5 + 59, "3 d 5 h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    """The two largest units that matter are shown."""
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number_of_bytes", "text"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (64 << 20, "64.0 MiB"),
+     (5 << 50, "5120.0 TiB")],
+)  # fmt: skip
+def test_sizes(number_of_bytes: int, text: str) -> None:
+    """The unit is the one that reads best."""
+    assert size(number_of_bytes) == text
+
+
+def test_numbers_of_things() -> None:
+    """One thing is singular; counts read as a list."""
+    assert (count(0, "job"), count(1, "job"), count(2, "job")) == ("0 jobs", "1 job", "2 jobs")
+    assert named_counts({"calls": 5, "messages": 7}) == "calls 5, messages 7"
