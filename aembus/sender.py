@@ -342,8 +342,7 @@ class Sender:
                 key = (slot, lane_class)
                 waiting[key] -= 1
                 if not waiting[key]:
-                    with contextlib.suppress(ValueError):  # the lane was closed meanwhile
-                        lane.want_room(False)
+                    lane.want_room(False)
 
     def forget_parent(self, error: AembusError) -> None:
         """Make this copy, in a forked child, refuse everything; the parent's lanes stay as is."""
@@ -361,13 +360,7 @@ class Sender:
 
 
 def _room_in(lanes: list[LaneProducer]) -> Callable[[], bool]:
-    def ready() -> bool:
-        try:
-            return all(lane.has_room() for lane in lanes)
-        except ValueError:  # its owner has left and another thread closed the lane: route anew
-            return True
-
-    return ready
+    return lambda: all(lane.has_room() for lane in lanes)
 
 
 def _too_large(size_bytes: int, size_bytes_max: int) -> str:

@@ -15,6 +15,7 @@ fence between storing `tail` and reading `sleeping` (`aembus.sender`).
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 from aembus.shm import layout
@@ -80,6 +81,8 @@ class LaneProducer:
         self._incarnation = incarnation
         self.payload_bytes_max = layout.payload_bytes_max(ring_bytes)
         self._tail: int = self._words[self._tail_word]
+        if self._tail & CURSOR_OFFSET_MASK >= self._capacity:
+            raise CorruptLane(f"tail is outside the ring, tail={self._tail:#x}")
         self._claimed = self._tail
         self._free = 0  # units known to be free behind _claimed; the truth may be more
 
@@ -152,11 +155,15 @@ class LaneProducer:
 
     def want_room(self, wanted: bool) -> None:
         """Raise or lower the flag that asks the consumer to post when half the ring is free."""
-        self._words[self._room_word] = wanted
+        with contextlib.suppress(ValueError):  # another thread closed the lane: its owner has left
+            self._words[self._room_word] = wanted
 
     def has_room(self) -> bool:
-        """Say whether at least half of the ring is free; any thread may ask."""
-        head, tail = self._words[self._head_word], self._tail
+        """Say whether at least half of the ring is free, or the lane closed; any thread may ask."""
+        try:
+            head, tail = self._words[self._head_word], self._tail
+        except ValueError:  # another thread closed the lane: its owner has left
+            return True
         if head == tail:
             return True
         return bool(((head - tail) & (self._capacity - 1)) * 2 >= self._capacity)
@@ -282,13 +289,15 @@ class LaneConsumer:
         self._taken = self._head  # the first record that was not taken yet
         self._tail = self._head  # the last known tail
         self._available = 0  # units between _taken and _tail
+        self._refused: int | None = None  # a tail that makes no sense; its producer's next may
         self._finished: dict[int, tuple[int, int]] = {}  # finished before those in front: begin →
         if self._head & CURSOR_OFFSET_MASK >= self._capacity:
             raise CorruptLane(f"head is outside the ring, head={self._head:#x}")
 
     def has_records(self) -> bool:
         """Say whether `take` would find something."""
-        return bool(self._words[self._tail_word] != self._taken)
+        tail = self._words[self._tail_word]
+        return bool(tail not in (self._taken, self._refused))
 
     def take(self) -> Record | None:
         """Copy out the next record that is not finished, or return None.
@@ -363,10 +372,11 @@ class LaneConsumer:
         They are counted as dead-lettered.  Used when the lane is corrupt.
         """
         tail = self._words[self._tail_word]
-        if tail & CURSOR_OFFSET_MASK >= self._capacity:  # the cursor itself is nonsense
-            tail = self._taken
-        lost = max((tail >> CURSOR_OFFSET_BITS) - (self._taken >> CURSOR_OFFSET_BITS), 0)
-        self._count(self._dead_word, tail >> CURSOR_OFFSET_BITS, lost)
+        if self._units_before(tail) == 0 and tail != self._taken:
+            self._refused, tail = tail, self._taken
+        lost = (tail >> CURSOR_OFFSET_BITS) - (self._taken >> CURSOR_OFFSET_BITS)
+        if lost:
+            self._count(self._dead_word, tail >> CURSOR_OFFSET_BITS, lost)
         self._finished.clear()
         self._taken = self._tail = tail
         self._available = 0
@@ -385,15 +395,20 @@ class LaneConsumer:
 
     def _look_for_more(self) -> bool:
         tail = self._words[self._tail_word]  # SYNC POINT: acquires what the producer published
-        taken = self._taken
-        if tail == taken:
+        if tail in (self._taken, self._refused):
             return False
-        if tail & CURSOR_OFFSET_MASK >= self._capacity:
-            raise CorruptLane(f"tail is outside the ring, tail={tail:#x}")
-        available = (tail - taken) & (self._capacity - 1)
-        self._available = available or self._capacity
+        self._available = self._units_before(tail)
+        if not self._available:
+            raise CorruptLane(f"tail makes no sense, tail={tail:#x}, taken={self._taken:#x}")
         self._tail = tail
         return True
+
+    def _units_before(self, tail: int) -> int:
+        # How much lies between what was taken and `tail`; 0 if nothing can.
+        records = (tail >> CURSOR_OFFSET_BITS) - (self._taken >> CURSOR_OFFSET_BITS)
+        units = ((tail - self._taken) & (self._capacity - 1)) or self._capacity
+        outside = tail & CURSOR_OFFSET_MASK >= self._capacity
+        return 0 if outside or not 0 < records <= units else units
 
     def _skip_pad(self, header: tuple[int, ...], cursor: int) -> int:
         offset = cursor & CURSOR_OFFSET_MASK
@@ -418,8 +433,9 @@ class LaneConsumer:
         # (last sequence counted, count) in one word, stored before head moves: a replacement that
         # finds head unmoved comes by the same records again and does not count them twice.
         counted = self._words[word]
-        ahead = (sequence - (counted >> 32)) & COUNT_MASK
-        if 0 < ahead <= COUNT_MASK >> 1:
+        head = self._words[self._head_word] >> CURSOR_OFFSET_BITS
+        last_counted = ((counted >> 32) - head) & COUNT_MASK  # beyond head, if not from long ago
+        if not counted or not (sequence - head) & COUNT_MASK <= last_counted <= self._capacity:
             self._words[word] = (sequence & COUNT_MASK) << 32 | (counted + records) & COUNT_MASK
 
     def close(self) -> None:

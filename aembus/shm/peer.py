@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from aembus.errors import CorruptSegment
 from aembus.shm import layout
 from aembus.shm.doorbell import Ringer
 from aembus.shm.inbox import inbox_role
-from aembus.shm.lane import LaneProducer
+from aembus.shm.lane import CorruptLane, LaneProducer
 from aembus.shm.names import shared_name
 from aembus.shm.segment import Segment
 
@@ -56,14 +57,17 @@ class Peer:
         door = layout.DOORS + index
         if segment.memory[door] != layout.DOOR_OPEN:
             segment.reserve(ring, lane_bytes)
-        lane = LaneProducer(
-            segment.memory,
-            layout.lane_control_offset(slots, index),
-            ring,
-            lane_bytes,
-            self._own_slot,
-            self._own_incarnation,
-        )
+        try:
+            lane = LaneProducer(
+                segment.memory,
+                layout.lane_control_offset(slots, index),
+                ring,
+                lane_bytes,
+                self._own_slot,
+                self._own_incarnation,
+            )
+        except CorruptLane as error:
+            raise CorruptSegment(f"{error}, name={segment.name}, lane={index}") from error
         segment.memory[door] = layout.DOOR_OPEN  # SYNC POINT: the owner looks into this lane now
         return lane
 
