@@ -33,7 +33,7 @@ from aembus.routing import ServiceVersion, Target
 from aembus.sender import Job, Sender
 from aembus.shm import layout, names, registry
 from aembus.shm.inbox import Inbox, inbox_role
-from aembus.shm.lane import Record
+from aembus.shm.lanes import Record
 from aembus.shm.registry import RegistryReader
 
 log = logging.getLogger("aembus")
@@ -265,7 +265,7 @@ class Bus:
     ) -> None:
         """Call a service that gives no answer (for service clients)."""
         target = Target(service.slot, _call_id(service, call))
-        job = Job(encode(data), layout.KIND_CALL)
+        job = Job(encode(data), kind=layout.KIND_CALL)
         self._sender_or_raise().send(target, job, timeout, f"{service.name}.{call}")
 
     # --- running --------------------------------------------------------------------------------

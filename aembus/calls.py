@@ -17,7 +17,7 @@ from aembus.routing import Target
 from aembus.sender import Job, Sender
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
-from aembus.shm.lane import Record
+from aembus.shm.lanes import Record
 
 
 class _Waiting:
@@ -55,7 +55,12 @@ class Calls:
         deadline = time.monotonic() + timeout_s
         reply_id = next(self._reply_ids)
         waiting = self._waiting[reply_id] = _Waiting()
-        job = Job(encode(data), layout.KIND_CALL, layout.FLAG_WANTS_REPLY, reply_id=reply_id)
+        job = Job(
+            encode(data),
+            kind=layout.KIND_CALL,
+            flags=layout.FLAG_WANTS_REPLY,
+            reply_id=reply_id,
+        )
         try:
             if not self._sender.send(target, job, timeout_s, what):
                 raise CallFailed("MemberGone", f"nobody to call, call={what!r}, target={target}")

@@ -20,7 +20,8 @@ from aembus.errors import AembusError, BusBroken, ControlError
 from aembus.job import Job, job_from_record
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
-from aembus.shm.lane import LaneConsumer, Record
+from aembus.shm.lane import CorruptLane
+from aembus.shm.lanes import LaneConsumer, Record
 
 log = logging.getLogger("aembus")
 
@@ -57,17 +58,15 @@ class Event:
     """
 
     __slots__ = (
-        "_attempt",
         "_closer",
-        "_delivered",
         "_failed",
         "_inbox_slot",
-        "_lane_class",
-        "_record",
         "context",
+        "delivered",
         "group",
         "handler",
         "id",
+        "in_hand",
         "name",
         "once",
         "point",
@@ -95,19 +94,19 @@ class Event:
         self.redeliver = redeliver
         self.context = context
         self._closer = closer
-        self._record: Record | None = None
-        self._attempt = 0
         self._inbox_slot = 0
-        self._lane_class = layout.CLASS_NORMAL
-        self._delivered = 0
         self._failed = 0
+        # These two are set by the lane that delivers, see LaneConsumer.deliver.
+        self.in_hand: Record | None = None
+        self.delivered = 0
 
     @property
     def job(self) -> Job | None:
         """The job that the handler works on; None outside the handler."""
-        if self._record is None:
+        record = self.in_hand
+        if record is None:
             return None
-        return job_from_record(self._record, self._inbox_slot, self._lane_class, self._attempt)
+        return job_from_record(record, self._inbox_slot, layout.CLASS_NORMAL)
 
     def close(self) -> None:
         """Take the event off its wait queue for good.
@@ -116,9 +115,14 @@ class Event:
         """
         self._closer(self)
 
+    def count_failed(self) -> None:
+        """Count a job whose handler raised (the event_struct does)."""
+        self.in_hand = None
+        self._failed += 1
+
     def statistics(self) -> EventStatistics:
         """Return what the handler did so far in this process."""
-        return EventStatistics(self._delivered, self._failed)
+        return EventStatistics(self.delivered, self._failed)
 
     def __repr__(self) -> str:
         return f"<Event {self.id} {self.name!r} at {self.point!r}>"
@@ -150,8 +154,8 @@ class EventStruct:
         self._events: dict[int, Event] = {}
         self._other_kinds: dict[int, Callable[[Record], None]] = {}
         self._delivering = False
-        self._stopping = False
-        self._delivered = 0
+        self._stopping = bytearray(1)  # one byte, so that a lane can look at it between two jobs
+        self._delivered = 0  # of other kinds, and by events that were closed
         self._failed = 0
         self._dead_lettered = 0
 
@@ -162,7 +166,8 @@ class EventStruct:
 
     def remove(self, event: Event) -> None:
         """Own the event no longer.  Idempotent."""
-        self._events.pop(event.id, None)
+        if self._events.pop(event.id, None) is not None:
+            self._delivered += event.delivered
 
     @property
     def events(self) -> list[Event]:
@@ -175,7 +180,7 @@ class EventStruct:
 
     def stop(self) -> None:
         """Make `deliver` return after the job in hand."""
-        self._stopping = True
+        self._stopping[0] = 1
 
     def deliver(self) -> int:
         """Give every lane its turn and return how many jobs were handled.
@@ -188,19 +193,39 @@ class EventStruct:
         handled = 0
         try:
             for lane, budget in self._inbox.turn():
-                for _ in range(budget):
-                    record = self._inbox.take(lane)
-                    if record is None:
-                        break
-                    self._deliver(lane, record)
-                    handled += 1
-                    if self._stopping:
-                        return handled
+                handled += self._deliver_from(lane, budget)
+                if self._stopping[0]:
+                    break
         finally:
             self._delivering = False
         return handled
 
-    def _deliver(self, lane: LaneConsumer, record: Record) -> None:
+    def _deliver_from(self, lane: LaneConsumer, budget: int) -> int:
+        # The lane runs what is plain by itself; one by one the rest is dealt with here.
+        handled = 0
+        while handled < budget and not self._stopping[0]:
+            before = lane.delivered
+            try:
+                lane.deliver(self._events, decode, budget - handled, self._stopping)
+            except CorruptLane as error:
+                self._inbox.give_up(lane, error)
+            except Exception as error:
+                record = lane.in_hand
+                if record is None:
+                    raise
+                handled += 1
+                self._fail(lane, record, error)
+            handled += lane.delivered - before
+            if handled >= budget or self._stopping[0]:
+                break
+            special = self._inbox.take(lane)
+            if special is None:
+                break
+            handled += 1
+            self._deliver_special(lane, special)
+        return handled
+
+    def _deliver_special(self, lane: LaneConsumer, record: Record) -> None:
         if record.kind != layout.KIND_JOB:
             self._deliver_other(lane, record)
             return
@@ -215,19 +240,16 @@ class EventStruct:
         if attempts and not event.redeliver:
             self._give_back(lane, record, "in hand when its worker died", try_group=False)
             return
-        event._attempt = lane.start(record)
-        event._record = record
+        lane.start(record)
+        event.in_hand = record
         try:
             event.handler(event, *decode(record.payload))
         except Exception as error:
-            event._failed += 1
-            self._fail(lane, record, event, error)
+            self._fail(lane, record, error)
         else:
+            event.in_hand = None
             lane.done(record)
-            event._delivered += 1
-            self._delivered += 1
-        finally:
-            event._record = None
+            event.delivered += 1
         if event.once:
             event.close()
 
@@ -246,11 +268,14 @@ class EventStruct:
         lane.done(record)
         self._delivered += 1
 
-    def _fail(self, lane: LaneConsumer, record: Record, event: Event, error: Exception) -> None:
+    def _fail(self, lane: LaneConsumer, record: Record, error: Exception) -> None:
         self._failed += 1
         self._inbox.count_failed()
-        log.error("handler of %r failed, job=%s", event, event.job, exc_info=error)
         detail = "".join(traceback.format_exception(error))
+        event = self._events.get(record.event_id)
+        if event is not None:  # else its handler has closed it
+            log.error("handler of %r failed, job=%s", event, event.job, exc_info=error)
+            event.count_failed()
         self._give_back(lane, record, "its handler raised", try_group=False, detail=detail)
 
     def _give_back(
@@ -269,6 +294,7 @@ class EventStruct:
 
     def statistics(self) -> EventStructStatistics:
         """Return what was done so far in this process."""
+        delivered = self._delivered + sum(event.delivered for event in self._events.values())
         return EventStructStatistics(
-            len(self._events), self._delivered, self._failed, self._dead_lettered
+            len(self._events), delivered, self._failed, self._dead_lettered
         )

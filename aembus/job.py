@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from aembus.shm.lane import Record
+from aembus.shm.lanes import Record
 
 
 class Identity(NamedTuple):
@@ -32,12 +32,12 @@ class Job(NamedTuple):
     identity: Identity
 
 
-def job_from_record(record: Record, slot: int, lane_class: int, attempt: int) -> Job:
-    """Return the job that `record`, taken by the member in `slot`, carries."""
+def job_from_record(record: Record, slot: int, lane_class: int) -> Job:
+    """Return the job that `record`, started by the member in `slot`, carries."""
     return Job(
         origin=(record.origin_slot, record.origin_incarnation),
         activated_ns=record.activated_ns,
-        attempt=attempt,
+        attempt=record.attempts + 1,
         key=record.key_hash,
         identity=Identity(slot, lane_class, record.origin_slot, record.sequence),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, final
 
 from aembus.codec import encode, key_hash
-from aembus.sender import FULL, Job, Sender
+from aembus.sender import FULL, IN_TURN, Sender
 
 
 @final
@@ -34,17 +34,13 @@ class ActivationPoint:
         Raises: InboxFull (nothing was sent to anybody), JobTooLarge, TypeError for data that
         msgpack does not know, BusBroken, BusClosed, ForkedBusError, OutOfSharedMemory.
         """
-        if key is None:
-            return self._sender.activate(self._route, Job(encode(data)), timeout, keyed=False)
-        job = Job(encode(data), key_hash=key_hash(key))
-        return self._sender.activate(self._route, job, timeout, keyed=True)
+        hashed = IN_TURN if key is None else key_hash(key)
+        return self._sender.activate(self._route, encode(data), hashed, timeout)
 
     def try_activate(self, *data: Any, key: str | bytes | int | None = None) -> bool:
         """Like `activate`, but return False at once if a concerned inbox is full."""
-        if key is None:
-            return self._sender.try_activate(self._route, Job(encode(data)), keyed=False) != FULL
-        job = Job(encode(data), key_hash=key_hash(key))
-        return self._sender.try_activate(self._route, job, keyed=True) != FULL
+        hashed = IN_TURN if key is None else key_hash(key)
+        return self._sender.try_activate(self._route, encode(data), hashed) != FULL
 
     def __repr__(self) -> str:
         return f"<ActivationPoint {self.name!r}>"

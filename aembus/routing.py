@@ -67,6 +67,10 @@ class WaitQueue:
             return self._everyone
         return self._everyone + tuple(group[chooser % len(group)] for group in self._groups)
 
+    def groups(self) -> list[Sequence[Target]]:
+        """Return the groups, an event without one being a group of its own."""
+        return [*((target,) for target in self._everyone), *self._groups]
+
     def __len__(self) -> int:
         return len(self._everyone) + len(self._groups)
 

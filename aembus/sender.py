@@ -18,45 +18,59 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from aembus.errors import AembusError, BusBroken, BusClosed, InboxFull, JobTooLarge
 from aembus.routing import EMPTY, Routing, Target, WaitQueue
 from aembus.shm import layout
 from aembus.shm.doorbell import fence
-from aembus.shm.lane import LaneProducer
+from aembus.shm.lanes import LaneProducer, Publisher
 from aembus.shm.peer import Peer
 from aembus.shm.registry import RegistryReader
 
 log = logging.getLogger("aembus")
 
 FULL: Final = -1
+IN_TURN: Final = -1  # in place of a key's hash: the next member of each group
 DEFERRED_TIMEOUT_S: Final = 1.0
 NEVER: Final = -1  # a generation that no registry has: makes the next activation look closer
+
+
+_T = TypeVar("_T")
 
 
 class Job(NamedTuple):
     """What is written into a lane beside the addressee: see `layout` for the fields."""
 
     payload: bytes
+    key_hash: int = IN_TURN
     kind: int = layout.KIND_JOB
     flags: int = 0
-    key_hash: int = 0
     deadline_ns: int = 0
     reply_id: int = 0
     addressee: int = 0
 
 
 class Route:
-    """A point's wait queue as this process last saw it, and whose turn it is."""
+    """A point's wait queue as this process last saw it, and whose turn it is.
 
-    __slots__ = ("generation", "point", "queue", "turn")
+    publisher: does it all in one step, where the lanes are in C and those needed are open;
+        `lanes_opened` says how many were when it was made.
+    """
+
+    __slots__ = ("generation", "lanes_opened", "point", "publisher", "queue", "turn")
 
     def __init__(self, point: str, turn: int) -> None:
         self.point = point
         self.queue: WaitQueue = EMPTY
         self.generation = NEVER
         self.turn = turn
+        self.publisher: Publisher | None = None
+        self.lanes_opened = 0
+
+
+# Says whom a job of one subject (a route, a target) concerns; for an activation, takes a turn.
+_Pick = Callable[[_T, Job], Sequence[Target]]
 
 
 class Sender:
@@ -89,37 +103,51 @@ class Sender:
         self._peers: dict[int, Peer] = {}
         self._refusal: AembusError | None = None
         self._waiting_for_room: dict[tuple[int, int], int] = {}
+        self._routes: list[Route] = []
+        self._lanes_opened = 0
         self.routing = Routing(*reader.read())
 
     # --- the public verbs -----------------------------------------------------------------------
 
     def route(self, point: str) -> Route:
         """Return a fresh route for `activate`; each activation point keeps one."""
-        return Route(point, self._slot)
+        route = Route(point, self._slot)
+        self._routes.append(route)
+        return route
 
-    def try_activate(self, route: Route, job: Job, *, keyed: bool) -> int:
+    def try_activate(self, route: Route, payload: bytes, key_hash: int) -> int:
         """Wake the events concerned; return how many jobs that made, or FULL (and none was made).
+
+        Args:
+            route: from `route`.
+            payload: the encoded data.
+            key_hash: picks the member of each group; IN_TURN for the next one.
 
         Raises: BusBroken, BusClosed, ForkedBusError, JobTooLarge, OutOfSharedMemory.
         """
-        return self._publish(lambda: self._pick(route, job, keyed), job, layout.CLASS_NORMAL)
+        publisher = route.publisher
+        if publisher is not None:
+            jobs = publisher.publish(payload, key_hash)
+            if jobs:
+                return jobs
+        jobs = self._publish(self._pick, route, Job(payload, key_hash), layout.CLASS_NORMAL)
+        if Publisher is not None and route.lanes_opened != self._lanes_opened:
+            self._make_publisher(route)
+        return jobs
 
-    def activate(self, route: Route, job: Job, timeout_s: float, *, keyed: bool) -> int:
+    def activate(self, route: Route, payload: bytes, key_hash: int, timeout_s: float) -> int:
         """Like `try_activate`, but wait up to `timeout_s` for room, then raise InboxFull."""
-        jobs = self.try_activate(route, job, keyed=keyed)
+        jobs = self.try_activate(route, payload, key_hash)
         if jobs == FULL:
-            jobs = self._activate_when_room(
-                lambda: self.try_activate(route, job, keyed=keyed),
-                lambda: self._pick(route, job, keyed),
-                layout.CLASS_NORMAL,
-                timeout_s,
-                route.point,
+            job = Job(payload, key_hash)
+            jobs = self._publish_when_room(
+                self._pick, route, job, layout.CLASS_NORMAL, timeout_s, route.point
             )
         return jobs
 
     def try_send(self, target: Target, job: Job, lane_class: int = layout.CLASS_NORMAL) -> int:
         """Send to one member; return 1, or 0 if it is not on the bus, or FULL."""
-        return self._publish(lambda: self._one(target), job, lane_class)
+        return self._publish(self._one, target, job, lane_class)
 
     def send(
         self,
@@ -132,29 +160,26 @@ class Sender:
         """Like `try_send`, but wait up to `timeout_s` for room, then raise InboxFull."""
         jobs = self.try_send(target, job, lane_class)
         if jobs == FULL:
-            jobs = self._activate_when_room(
-                lambda: self.try_send(target, job, lane_class),
-                lambda: self._one(target),
-                lane_class,
-                timeout_s,
-                what,
-            )
+            jobs = self._publish_when_room(self._one, target, job, lane_class, timeout_s, what)
         return jobs
 
     # --- publishing -----------------------------------------------------------------------------
 
-    def _publish(self, pick: Callable[[], Sequence[Target]], job: Job, lane_class: int) -> int:
+    def _publish(self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int) -> int:
         peers: list[Peer] = []
         try:
             with self._lock:
                 if self._busy:  # a signal handler inside an activation of the same thread
-                    self._deferred.append(lambda: self._publish_late(pick, job, lane_class))
-                    return len(pick())
+                    self._deferred.append(
+                        lambda: self._publish_late(pick, subject, job, lane_class)
+                    )
+                    return len(pick(subject, job))
                 self._busy = True
                 try:
                     if self._words[self._generation_word] != self.routing.generation:
                         self._refresh()
-                    published = self._claim_and_commit(pick(), job, lane_class, peers)
+                    targets = pick(subject, job)
+                    published = self._claim_and_commit(targets, job, lane_class, peers)
                 finally:
                     self._busy = False
             # Releasing the lock was the fence between storing tail and reading sleeping.
@@ -173,14 +198,16 @@ class Sender:
     def _claim_and_commit(
         self, targets: Sequence[Target], job: Job, lane_class: int, peers: list[Peer]
     ) -> int:
-        payload, kind, flags, key_hash, deadline_ns, reply_id, addressee = job
+        payload, key_hash, kind, flags, deadline_ns, reply_id, addressee = job
+        if key_hash == IN_TURN:
+            key_hash = 0
         now_ns = time.monotonic_ns()
         lanes = []
         decided = False
         try:
             for slot, event_id in targets:
                 peer = self._peers.get(slot) or self._open_peer(slot)
-                lane = peer.lane(lane_class)
+                lane = peer.open_lane(lane_class) or self._open_lane(peer, lane_class)
                 lanes.append(lane)
                 if len(payload) > lane.payload_bytes_max:
                     raise JobTooLarge(_too_large(len(payload), lane.payload_bytes_max))
@@ -218,39 +245,70 @@ class Sender:
             except AembusError:
                 log.exception("an activation from a signal handler failed")
 
-    def _publish_late(self, pick: Callable[[], Sequence[Target]], job: Job, lane_class: int) -> int:
-        def attempt() -> int:
-            return self._publish(pick, job, lane_class)
-
-        jobs = attempt()
+    def _publish_late(self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int) -> int:
+        jobs = self._publish(pick, subject, job, lane_class)
         if jobs == FULL:
             what = "an activation in a signal handler"
-            jobs = self._activate_when_room(attempt, pick, lane_class, DEFERRED_TIMEOUT_S, what)
+            jobs = self._publish_when_room(pick, subject, job, lane_class, DEFERRED_TIMEOUT_S, what)
         return jobs
 
-    def _pick(self, route: Route, job: Job, keyed: bool) -> Sequence[Target]:
+    def _pick(self, route: Route, job: Job) -> Sequence[Target]:
         if route.generation != self.routing.generation:
             route.queue = self.routing.queue(route.point)
             route.generation = self.routing.generation
-        if keyed:
+        if job.key_hash != IN_TURN:
             return route.queue.pick(job.key_hash)
         route.turn += 1
         return route.queue.pick(route.turn)
 
-    def _one(self, target: Target) -> Sequence[Target]:
+    def _one(self, target: Target, job: Job) -> Sequence[Target]:
         return (target,) if target.slot in self.routing.members else ()
+
+    def _make_publisher(self, route: Route) -> None:
+        # For the next activations: what of the route's lanes is not open yet stays None, and an
+        # activation that needs one comes by here again.
+        with self._lock:
+            if route.generation != self.routing.generation:
+                return
+            groups = [
+                [self._destination(target) for target in group] for group in route.queue.groups()
+            ]
+            if groups:
+                route.publisher = Publisher(
+                    self._reader.memory,
+                    layout.GENERATION,
+                    route.generation,
+                    route.turn,
+                    groups,
+                )
+            route.lanes_opened = self._lanes_opened
+
+    def _destination(
+        self, target: Target
+    ) -> tuple[LaneProducer | None, Peer | None, memoryview | None, int, int]:
+        peer = self._peers.get(target.slot)
+        lane = peer.open_lane(layout.CLASS_NORMAL) if peer is not None else None
+        if peer is None or lane is None:
+            return None, None, None, 0, target.event_id
+        return lane, peer, peer.memory, layout.SLEEPING, target.event_id
 
     # --- the bus changes ------------------------------------------------------------------------
 
     def _refresh(self) -> None:
         if self._refusal is not None:
             raise self._refusal
+        self._drop_publishers()
         self.routing = Routing(*self._reader.read())
         for slot, peer in list(self._peers.items()):
             member = self.routing.members.get(slot)
             if member is None or member.inbox_id != peer.inbox_id:
                 del self._peers[slot]
                 peer.close()
+
+    def _drop_publishers(self) -> None:
+        for route in self._routes:
+            route.publisher = None
+            route.lanes_opened = 0
 
     def refresh(self) -> Routing:
         """Return the current routing, reading the registry if its generation has changed."""
@@ -259,10 +317,10 @@ class Sender:
                 self._refresh()
             return self.routing
 
-    def pick(self, route: Route, job: Job, *, keyed: bool) -> Sequence[Target]:
+    def pick(self, route: Route, job: Job) -> Sequence[Target]:
         """Return the events that an activation would wake now, for a caller that sends to each."""
         self.refresh()
-        return self._pick(route, job, keyed)
+        return self._pick(route, job)
 
     def want_room(self, slot: int, wanted: bool) -> None:
         """Raise or lower the room flag in our lane to `slot`, for a caller that does not wait."""
@@ -278,6 +336,7 @@ class Sender:
     def refuse(self, error: AembusError) -> None:
         """Make every later activation raise `error`; costs the others nothing."""
         self._refusal = error
+        self._drop_publishers()
         self.routing.generation = NEVER
         # The registry may be unmapped from now on: look at a word of our own instead.
         self._words = [0] * (self._generation_word + 1)
@@ -288,6 +347,11 @@ class Sender:
         self._peers[slot] = peer
         return peer
 
+    def _open_lane(self, peer: Peer, lane_class: int) -> LaneProducer:
+        lane = peer.lane(lane_class)
+        self._lanes_opened += 1
+        return lane
+
     def ring(self, slot: int) -> None:
         """Post a member's doorbell, if it sleeps, for a reason other than a job of ours."""
         with contextlib.suppress(AembusError, KeyError), self._lock:
@@ -296,10 +360,11 @@ class Sender:
 
     # --- waiting for room -----------------------------------------------------------------------
 
-    def _activate_when_room(
+    def _publish_when_room(
         self,
-        attempt: Callable[[], int],
-        pick: Callable[[], Sequence[Target]],
+        pick: _Pick[_T],
+        subject: _T,
+        job: Job,
         lane_class: int,
         timeout_s: float,
         what: str,
@@ -309,7 +374,7 @@ class Sender:
             with self._lock:
                 full = [
                     (t.slot, self._peers[t.slot].lane(lane_class))
-                    for t in pick()
+                    for t in pick(subject, job)
                     if t.slot in self._peers
                 ]
             left_s = deadline - time.monotonic()
@@ -321,7 +386,7 @@ class Sender:
                 )
             with self._flags_raised(full, lane_class):
                 self._wait(_room_in([lane for _, lane in full]), left_s)
-                if (jobs := attempt()) != FULL:
+                if (jobs := self._publish(pick, subject, job, lane_class)) != FULL:
                     return jobs
 
     @contextlib.contextmanager

@@ -104,7 +104,7 @@ def _memory_model(machine: str) -> Finding:
 
 
 def _aembus() -> Finding:
-    from aembus.shm.lane import IMPLEMENTATION
+    from aembus.shm.lanes import IMPLEMENTATION
 
     return Finding(
         OK, "aembus", f"{version()}, layout {layout.LAYOUT_VERSION}, lanes in {IMPLEMENTATION}"

@@ -122,7 +122,7 @@ class TimerService(Service):
             self._due_ns.pop(timer_id, None)
             return
         else:
-            job = Job(b"", layout.KIND_TIMER, reply_id=timer_id, addressee=entry.incarnation)
+            job = Job(b"", kind=layout.KIND_TIMER, reply_id=timer_id, addressee=entry.incarnation)
             self.host.send(Target(entry.slot, 0), job)
         if entry.period_ns:
             # From when it was due, not from now: no drift.  What was missed is not made up for.

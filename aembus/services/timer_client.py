@@ -17,7 +17,7 @@ from aembus.codec import encode, key_hash
 from aembus.events import Event
 from aembus.routing import ServiceVersion
 from aembus.shm import layout
-from aembus.shm.lane import Record
+from aembus.shm.lanes import Record
 
 NS: Final = 1_000_000_000
 

@@ -185,16 +185,13 @@ class TimingWheel(Generic[Entry]):
         """
         if not self._where:
             return None
-        tick = self._tick
-        if tick == self._now:  # else `limit` cut `advance` short
-            ticks = []
-            for level in self._levels:
-                if (begin := level.first_begin(tick)) is not None:
-                    # What lies higher is brought down during the block before its own.
-                    early = max(begin - (1 << level.shift), tick + 1)
-                    ticks.append(early if level.shift else begin)
-            tick = min(ticks)
-        return self._origin_ns + tick * self._tick_ns
+        ticks = []
+        for level in self._levels:
+            if (begin := level.first_begin(self._tick)) is not None:
+                # What lies higher is brought down during the block before its own.
+                early = max(begin - (1 << level.shift), self._tick + 1)
+                ticks.append(early if level.shift else begin)
+        return self._origin_ns + min(ticks) * self._tick_ns
 
     def running(self) -> Iterator[tuple[int, int, Entry]]:
         """Iterate over (timer_id, due_ns rounded up, entry), those of a tick in their order.

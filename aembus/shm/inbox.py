@@ -20,7 +20,8 @@ from typing import Final
 
 from aembus.shm import layout
 from aembus.shm.doorbell import Bell, fence, open_bell
-from aembus.shm.lane import CorruptLane, LaneConsumer, Record
+from aembus.shm.lane import CorruptLane
+from aembus.shm.lanes import LaneConsumer, Record
 from aembus.shm.segment import Segment
 
 log = logging.getLogger("aembus")
@@ -142,8 +143,12 @@ class Inbox:
         try:
             return lane.take()
         except CorruptLane as error:
-            self._count_corrupt(error, self._origins[lane][1], lane.skip_to_tail())
+            self.give_up(lane, error)
             return None
+
+    def give_up(self, lane: LaneConsumer, error: CorruptLane) -> None:
+        """Skip what cannot be followed, count and log it; the lane goes on behind it."""
+        self._count_corrupt(error, self._origins[lane][1], lane.skip_to_tail())
 
     def take_replies(self) -> Iterator[Record]:
         """Take what the reply lanes hold; each record is done when the next is asked for."""

@@ -16,13 +16,15 @@ fence between storing `tail` and reading `sleeping` (`aembus.sender`).
 from __future__ import annotations
 
 import contextlib
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from aembus.shm import layout
 from aembus.shm.layout import (
     CURSOR_OFFSET_BITS,
     CURSOR_OFFSET_MASK,
     CURSOR_RECORD,
+    KIND_JOB,
     KIND_PAD,
     KINDS,
     RECORD_HEADER,
@@ -41,6 +43,7 @@ from aembus.shm.layout import (
 IMPLEMENTATION: Final = "python"
 
 COUNT_MASK: Final = 0xFFFF_FFFF
+_STARTED_FIRST: Final = STATE_STARTED | 1 << STATE_ATTEMPT_SHIFT
 
 _pack_header = RECORD_HEADER.pack_into
 _unpack_header = RECORD_HEADER.unpack_from
@@ -48,6 +51,15 @@ _unpack_header = RECORD_HEADER.unpack_from
 
 class CorruptLane(Exception):
     """What the producer wrote cannot be followed; the message says where and why."""
+
+
+class Deliverable(Protocol):
+    """What `LaneConsumer.deliver` needs of an event."""
+
+    handler: Callable[..., object]
+    once: bool
+    in_hand: Record | None
+    delivered: int
 
 
 class LaneProducer:
@@ -289,6 +301,9 @@ class LaneConsumer:
         self._taken = self._head  # the first record that was not taken yet
         self._tail = self._head  # the last known tail
         self._available = 0  # units between _taken and _tail
+        self._returned: Record | None = None  # what `deliver` left to `take`
+        self.in_hand: Record | None = None  # whose handler `deliver` runs, or which raised
+        self.delivered = 0  # by `deliver`
         self._refused: int | None = None  # a tail that makes no sense; its producer's next may
         self._finished: dict[int, tuple[int, int]] = {}  # finished before those in front: begin →
         if self._head & CURSOR_OFFSET_MASK >= self._capacity:
@@ -297,7 +312,7 @@ class LaneConsumer:
     def has_records(self) -> bool:
         """Say whether `take` would find something."""
         tail = self._words[self._tail_word]
-        return bool(tail not in (self._taken, self._refused))
+        return self._returned is not None or tail not in (self._taken, self._refused)
 
     def take(self) -> Record | None:
         """Copy out the next record that is not finished, or return None.
@@ -305,6 +320,9 @@ class LaneConsumer:
         Its state is as it was: call `start` before it is worked on.
         Raises CorruptLane if the producer's bytes make no sense; `skip_to_tail` goes on then.
         """
+        if self._returned is not None:
+            record, self._returned = self._returned, None
+            return record
         while True:
             begin = cursor = self._taken
             if cursor == self._tail and not self._look_for_more():
@@ -341,6 +359,48 @@ class LaneConsumer:
             return Record(
                 self, begin, end, state_word, header, bytes(self._memory[at : at + length])
             )
+
+    def deliver(
+        self,
+        events: Mapping[int, Deliverable],
+        decode: Callable[[bytes], Sequence[Any]],
+        budget: int,
+        stopping: bytearray,
+    ) -> int:
+        """Run the handlers of the next jobs, as long as they are plain, and mark them done.
+
+        Plain is a new job for an event that is there and wants more than one.  The first other
+        record ends the run, and `take` returns it next.
+
+        Args:
+            events: by id; each has `handler`, `once`, and `in_hand` and `delivered` to be set.
+            decode: makes a handler's arguments of a payload.
+            budget: run at most so many.
+            stopping: end the run after a handler once its only byte is not 0.
+
+        Returns how many were run.  What a handler raises comes through; its record is `in_hand`
+        then, started and not finished.  Raises CorruptLane as `take` does.
+        """
+        self.in_hand = None
+        for run in range(budget):
+            if stopping[0]:
+                return run
+            record = self.take()
+            if record is None:
+                return run
+            header = record.header
+            event = events.get(header[11])
+            if header[1] != KIND_JOB or header[4] != STATE_NEW or event is None or event.once:
+                self._returned = record
+                return run
+            self._words[record.state_word] = _STARTED_FIRST
+            self.in_hand = event.in_hand = record
+            event.handler(event, *decode(record.payload))
+            self.in_hand = event.in_hand = None
+            self.done(record)
+            event.delivered += 1
+            self.delivered += 1
+        return budget
 
     def start(self, record: Record) -> int:
         """Store STARTED and one more attempt, in one word; return the attempt's number."""

@@ -13,7 +13,8 @@ from aembus.errors import CorruptSegment
 from aembus.shm import layout
 from aembus.shm.doorbell import Ringer
 from aembus.shm.inbox import inbox_role
-from aembus.shm.lane import CorruptLane, LaneProducer
+from aembus.shm.lane import CorruptLane
+from aembus.shm.lanes import LaneProducer
 from aembus.shm.names import shared_name
 from aembus.shm.segment import Segment
 
@@ -42,6 +43,15 @@ class Peer:
         self._words = self._segment.words
         self._ringer = Ringer(bus, nonce, inbox_id)
         self._lanes: list[LaneProducer | None] = [None] * layout.LANE_CLASSES
+
+    @property
+    def memory(self) -> memoryview:
+        """The other's inbox segment."""
+        return self._segment.memory
+
+    def open_lane(self, lane_class: int) -> LaneProducer | None:
+        """Return the lane of this class if it is open already."""
+        return self._lanes[lane_class]
 
     def lane(self, lane_class: int) -> LaneProducer:
         """Return the lane of this class, opening it at first use.  Raises OutOfSharedMemory."""

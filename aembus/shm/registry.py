@@ -39,6 +39,11 @@ class RegistryReader:
         return cls(Segment.open(name, layout.REGISTRY_MAGIC))
 
     @property
+    def memory(self) -> memoryview:
+        """The registry segment."""
+        return self._segment.memory
+
+    @property
     def generation(self) -> int:
         """The generation that is published now."""
         return int(self.words[_GENERATION_WORD])

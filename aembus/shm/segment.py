@@ -151,8 +151,8 @@ class Segment:
     def close(self) -> None:
         """Unmap the segment in this process; the name stays.  Idempotent."""
         self.words.release()
-        self.memory.release()
         with contextlib.suppress(BufferError):  # a view is still in use: unmapped when it goes
+            self.memory.release()
             self._mapping.close()
 
     def unlink(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from aembus.routing import Target
 from aembus.sender import Job, Sender
-from aembus.shm.lane import Record
+from aembus.shm.lanes import Record
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.supervisor.hosting import Hosting, Parked
 from aembus.supervisor.inboxes import Inboxes
@@ -99,7 +99,7 @@ class Departures:
         if not siblings:
             return False
         target: Target = siblings[(key_hash or sequence) % len(siblings)]
-        return bool(self.hosting.send(target, Job(payload, key_hash=key_hash)))
+        return bool(self.hosting.send(target, Job(payload, key_hash)))
 
     def _keep(self, member: Member, lane_class: int, record: Record, reason: str) -> bool:
         self.keep(member, lane_class, record.header, record.payload, reason, "")
@@ -143,7 +143,7 @@ class Departures:
                 "group": event.group if event else None,
                 "attempts": 0,
                 "activated_ns": 0,
-                "key_hash": parked.job.key_hash,
+                "key_hash": max(parked.job.key_hash, 0),
                 "reason": reason,
                 "detail": "",
                 "payload": parked.job.payload,

@@ -22,12 +22,12 @@ from typing import Any, Final
 from aembus.codec import decode, encode
 from aembus.errors import AembusError, ServiceLoadError
 from aembus.routing import ServiceVersion, Target
-from aembus.sender import FULL, Job, Route, Sender
+from aembus.sender import FULL, IN_TURN, Job, Route, Sender
 from aembus.services.base import Caller, Service
 from aembus.services.parking import Parking
 from aembus.shm import layout
 from aembus.shm.inbox import SLEEP_S_MAX, Inbox
-from aembus.shm.lane import Record
+from aembus.shm.lanes import Record
 
 log = logging.getLogger("aembus")
 
@@ -48,7 +48,6 @@ class Parked:
     target: Target
     job: Job
     point: str | None
-    keyed: bool
 
 
 class Hosting:
@@ -239,7 +238,7 @@ class Hosting:
             log.error("one-way service call %d failed: %s", record.event_id, error)
 
     def _reply(self, record: Record, flags: int, payload: bytes) -> None:
-        job = Job(payload, layout.KIND_REPLY, flags, reply_id=record.reply_id)
+        job = Job(payload, kind=layout.KIND_REPLY, flags=flags, reply_id=record.reply_id)
         target = Target(record.origin_slot, 0)
         try:
             if self._sender.try_send(target, job, layout.CLASS_REPLY) == FULL:
@@ -263,16 +262,15 @@ class Hosting:
         route = self._routes.get(point)
         if route is None:
             route = self._routes[point] = self._sender.route(point)
-        job = Job(payload, key_hash=key_hash or 0)
-        keyed = key_hash is not None
-        targets = self._sender.pick(route, job, keyed=keyed)
+        job = Job(payload, IN_TURN if key_hash is None else key_hash)
+        targets = self._sender.pick(route, job)
         for target in targets:
-            self._send_or_park(Parked(target, job, point, keyed), source)
+            self._send_or_park(Parked(target, job, point), source)
         return len(targets)
 
     def send(self, target: Target, job: Job, source: int = 0) -> int:
         """See Host."""
-        return self._send_or_park(Parked(target, job, None, False), source)
+        return self._send_or_park(Parked(target, job, None), source)
 
     def _send_or_park(self, parked: Parked, source: int) -> int:
         try:
@@ -316,7 +314,7 @@ class Hosting:
             if parked.job.kind == layout.KIND_JOB:
                 self._on_lost(parked, MEMBER_WENT)
             return  # else an expiry, for a process that is no more
-        key_hash = parked.job.key_hash if parked.keyed else None
+        key_hash = None if parked.job.key_hash == IN_TURN else parked.job.key_hash
         if not self.activate(parked.point, parked.job.payload, key_hash):
             self._on_lost(parked, MEMBER_WENT)
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from aembus.shm import layout
 from aembus.shm.doorbell import Ringer, create_bell, fence, unlink_bell
 from aembus.shm.inbox import create_inbox, inbox_role
-from aembus.shm.lane import CorruptLane, LaneConsumer, LaneCounts, Record
+from aembus.shm.lane import CorruptLane, LaneCounts
+from aembus.shm.lanes import LaneConsumer, Record
 from aembus.shm.names import shared_name
 from aembus.shm.segment import Segment, no_space
 

@@ -167,9 +167,7 @@ class WheelMachine(RuleBasedStateMachine):
 
 
 TestWheelMachine = WheelMachine.TestCase
-TestWheelMachine.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
-)
+TestWheelMachine.settings = settings(stateful_step_count=40)
 
 
 def follow(timers: TimingWheel[int]) -> Iterator[tuple[int, list[tuple[int, int]]]]:
@@ -179,7 +177,6 @@ def follow(timers: TimingWheel[int]) -> Iterator[tuple[int, list[tuple[int, int]
 
 
 @given(st.lists(st.integers(0, 20 * HOUR), max_size=30))
-@settings(deadline=None, derandomize=True)
 def test_following_next_due_expires_each_timer_at_its_tick(delays_ns: list[int]) -> None:
     """Who sleeps until `next_due_ns` sees each timer at its due time rounded up to the tick."""
     timers: TimingWheel[int] = TimingWheel(5)
@@ -279,11 +276,23 @@ def test_a_limit_splits_a_batch_and_keeps_its_order() -> None:
 def test_what_waits_behind_a_limit_can_be_cancelled() -> None:
     """A timer that is due but was not returned yet is still running."""
     timers: TimingWheel[int] = TimingWheel(0)
-    for timer_id in range(4):
+    for timer_id in range(400):
         timers.start(timer_id, MS, timer_id)
-    assert timers.advance(MS, limit=2) == [(0, 0), (1, 1)]
-    assert timers.cancel(2) == 2
-    assert timers.advance(MS) == [(3, 3)]
+    assert timers.advance(MS, limit=100) == [(i, i) for i in range(100)]
+    assert [timers.cancel(timer_id) for timer_id in range(350)] == [None] * 100 + [*range(100, 350)]
+    assert timers.advance(MS) == [(i, i) for i in range(350, 400)]
+
+
+def test_what_is_half_brought_down_can_be_cancelled() -> None:
+    """Timers of a slot that is being brought down are running, moved already or not."""
+    timers: TimingWheel[int] = TimingWheel(0)
+    for timer_id in range(2000):
+        timers.start(timer_id, 1024 * MS, timer_id)
+    timers.advance(767 * MS)
+    timers.advance(769 * MS)  # two ticks' share of the block before
+    assert sum(bool(level.taken) for level in timers._levels) == 1
+    assert [timers.cancel(timer_id) for timer_id in range(200, 1900)] == [*range(200, 1900)]
+    assert timers.advance(HOUR) == [(i, i) for i in [*range(200), *range(1900, 2000)]]
 
 
 def test_a_cancelled_rest_does_not_hide_what_lies_higher() -> None:

@@ -1,0 +1,42 @@
+from typing import Any, final
+
+from aembus.shm import lane
+
+IMPLEMENTATION: str
+LAYOUT: dict[str, int]
+
+class CorruptLane(lane.CorruptLane): ...
+class LaneProducer(lane.LaneProducer): ...
+class LaneConsumer(lane.LaneConsumer): ...
+class Record(lane.Record): ...
+
+# One of a group: the lane to its member (None where it is not open yet), what posts the member's
+# doorbell, the member's inbox with the offset of `sleeping` in it, and the event's id.
+_Destination = tuple[lane.LaneProducer | None, Any, memoryview | None, int, int]
+
+@final
+class Publisher:
+    """Publishes to the events of one point, in one step, under one generation of the registry.
+
+    Args:
+        registry, offset: the registry's memory, and where its generation is.
+        generation: under which `groups` holds.
+        turn: where to go on in turn, for activations without a key.
+        groups: of each group one destination gets a job.
+    """
+
+    def __init__(
+        self,
+        registry: memoryview,
+        offset: int,
+        generation: int,
+        turn: int,
+        groups: list[list[_Destination]],
+        /,
+    ) -> None: ...
+    def publish(self, payload: bytes, key_hash: int, /) -> int:
+        """Return how many jobs were published and announced; 0: nothing was, use the other way.
+
+        It is 0 when the generation is another, a lane is full, not open or in use by another
+        thread, or the payload too long.  `key_hash` is -1 for the next in turn.
+        """

@@ -1,0 +1,46 @@
+"""Which lane is in use: the one in C where it was built, else the one in plain Python.
+
+``AEMBUS_LANE=python`` or ``AEMBUS_LANE=c`` chooses; members that use different ones share a bus.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from aembus.errors import OpenError
+from aembus.shm import lane as _python
+
+VARIABLE: Final = "AEMBUS_LANE"
+
+
+def _choose() -> Any:
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted not in ("", "c", "python"):
+        raise OpenError(f"{VARIABLE} must be 'c' or 'python', {VARIABLE}={wanted!r}")
+    if wanted == "python":
+        return _python
+    try:
+        from aembus.shm import _lane
+    except ImportError as error:
+        if wanted == "c":
+            raise OpenError(
+                "the lane in C was not built; install a C compiler and aembus again, or unset "
+                f"{VARIABLE}, error={error}"
+            ) from error
+        return _python
+    return _lane
+
+
+if TYPE_CHECKING:
+    from aembus.shm._lane import Publisher
+    from aembus.shm.lane import IMPLEMENTATION, LaneConsumer, LaneProducer, Record
+else:
+    _chosen = _choose()
+    IMPLEMENTATION = _chosen.IMPLEMENTATION
+    LaneConsumer = _chosen.LaneConsumer
+    LaneProducer = _chosen.LaneProducer
+    Record = _chosen.Record
+    Publisher = getattr(_chosen, "Publisher", None)
+
+__all__ = ["IMPLEMENTATION", "LaneConsumer", "LaneProducer", "Publisher", "Record"]

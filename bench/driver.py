@@ -1,0 +1,293 @@
+"""What a transport must offer to take part, and the parts that most of them share.
+
+A `Driver` is made in the bench's own process for one shape, opened there (servers, queues, names),
+and then passed to every worker process, which asks it for its end.  Nothing in here measures.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, ClassVar, Final
+
+from bench.work import (
+    END_NUMBER,
+    TEXT,
+    Batch,
+    Shape,
+    consumer_of,
+    keys,
+    packer,
+    unpack,
+)
+
+FOREVER_S: Final = 3600.0
+_serial = count(1)
+
+
+class Quit(Exception):
+    """Raised by the handler to leave a consumer's loop."""
+
+
+class Producer(ABC):
+    """A producer's end, in its process.  `prepare` is not measured; `send` and `end` are."""
+
+    batch: Batch
+
+    def prepare(self, batch: Batch) -> None:
+        """Take note of what the next `send` sends."""
+        self.batch = batch
+
+    @abstractmethod
+    def send(self) -> None:
+        """Encode and send every job of the batch, one after the other."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Send one END_NUMBER to every consumer, behind the jobs."""
+
+    def handled(self) -> tuple[int, int]:
+        """Return count and sum of the jobs that were handled here: none, but in the limit."""
+        return (0, 0)
+
+    def close(self) -> None:
+        """Let go of what `Driver.producer` opened."""
+
+
+class Consumer(ABC):
+    """A consumer's end, in its process.
+
+    takes_event: the transport calls handlers by itself, with an event before the data.
+    """
+
+    takes_event: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, handle: Callable[..., None]) -> None:
+        """Receive, decode, and call `handle` with the data of each job, until it raises Quit."""
+
+    def quit(self) -> None:
+        """Make `run` return; called by the handler."""
+        raise Quit
+
+    def close(self) -> None:
+        """Let go of what `Driver.consumer` opened."""
+
+
+class Pinger(ABC):
+    """The side of a round trip that begins and takes the time."""
+
+    @abstractmethod
+    def run(
+        self, next_batch: Callable[[], Batch | None], report: Callable[[list[int]], None]
+    ) -> None:
+        """Send each job of a batch, wait for its answer, and report the times in nanoseconds.
+
+        Each batch ends with an END_NUMBER, which is not answered.
+        """
+
+    def close(self) -> None:
+        """Let go of what `Driver.pinger` opened."""
+
+
+class Ponger(ABC):
+    """The side of a round trip that answers."""
+
+    @abstractmethod
+    def run(self, next_round: Callable[[], bool]) -> None:
+        """Answer every job; at each END_NUMBER ask whether there is another round."""
+
+    def close(self) -> None:
+        """Let go of what `Driver.ponger` opened."""
+
+
+class Driver(ABC):
+    """One transport, for one shape.  Must survive pickling once it is open.
+
+    Args:
+        shape: who sends to whom.
+        scratch: a folder that the bench removes at its end.
+        spin: in a round trip, poll instead of going to sleep.
+    """
+
+    name: ClassVar[str]
+    package: ClassVar[str] = ""  # what is to be installed, "" if it is there anyway
+    module: ClassVar[str] = ""
+    shapes_unfit: ClassVar[frozenset[str]] = frozenset()
+    trips: ClassVar[frozenset[bool]] = frozenset({False, True})  # values of `spin` that it can do
+
+    def __init__(self, shape: Shape, scratch: Path, *, spin: bool = False) -> None:
+        self.shape = shape
+        self.scratch = str(scratch)
+        self.spin = spin
+        self.serial = next(_serial)
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Return why this transport cannot take part here, or None if it can."""
+        try:
+            if cls.module:
+                importlib.import_module(cls.module)
+        except ImportError as error:
+            return f"the package {cls.package} is not installed ({error})"
+        return None
+
+    @classmethod
+    def version(cls) -> str:
+        """Return what is measured, for the description of the machine."""
+        return importlib.metadata.version(cls.package) if cls.package else "standard library"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the processes of this transport find in their environment."""
+        return {}
+
+    @abstractmethod
+    def open(self, stack: ExitStack) -> None:
+        """In the bench's process: make what the ends need; `stack` removes it again."""
+
+    @abstractmethod
+    def producer(self, index: int) -> Producer:
+        """In a producer's process: its end."""
+
+    @abstractmethod
+    def consumer(self, index: int) -> Consumer:
+        """In a consumer's process: its end."""
+
+    def ends(self, side: int) -> tuple[Callable[[bytes], object], Callable[[], Any]]:
+        """In a process of a round trip: its send, and its receive, which spins or sleeps."""
+        raise NotImplementedError
+
+    def pinger(self) -> Pinger:
+        """In the process of a round trip that begins."""
+        return MessagePinger(*self.ends(0))
+
+    def ponger(self) -> Ponger:
+        """In the process of a round trip that answers."""
+        return MessagePonger(*self.ends(1))
+
+
+class MessageProducer(Producer):
+    """Encodes a job and puts the bytes.
+
+    Args:
+        puts: one for each consumer, or a single one where the transport itself spreads them.
+        shape: says which of the puts a job takes.
+    """
+
+    def __init__(self, puts: Sequence[Callable[[bytes], object]], shape: Shape) -> None:
+        self.puts = list(puts)
+        self.route = shape.route if len(self.puts) > 1 else "one"
+        self.pack = packer()
+
+    def send(self) -> None:
+        """Encode and put each job of the batch."""
+        {"one": self._send_to_one, "all": self._send_to_all, "key": self._send_by_key}[self.route]()
+
+    def _send_to_one(self) -> None:
+        pack, put, blob = self.pack, self.puts[0], self.batch.blob
+        for number in self.batch.numbers:
+            put(pack((number, TEXT, blob)))
+
+    def _send_to_all(self) -> None:
+        pack, puts, blob = self.pack, self.puts, self.batch.blob
+        for number in self.batch.numbers:
+            message = pack((number, TEXT, blob))
+            for put in puts:
+                put(message)
+
+    def _send_by_key(self) -> None:
+        pack, puts, blob = self.pack, self.puts, self.batch.blob
+        consumers = len(puts)
+        for number, key in zip(self.batch.numbers, keys(), strict=False):
+            puts[consumer_of(key, consumers)](pack((number, TEXT, blob)))
+
+    def end(self) -> None:
+        """Put an END_NUMBER for each consumer."""
+        message = self.pack((END_NUMBER, TEXT, self.batch.blob))
+        for put in self.puts:
+            put(message)
+
+
+class MessageConsumer(Consumer):
+    """Gets bytes, one message at a time, and decodes them."""
+
+    def __init__(self, get: Callable[[], Any]) -> None:
+        self.get = get
+
+    def run(self, handle: Callable[..., None]) -> None:
+        """Receive until the handler raises Quit."""
+        get = self.get
+        while True:
+            handle(*unpack(get()))
+
+
+class ManyConsumer(Consumer):
+    """Gets bytes, as many messages as there are at a time, and decodes them."""
+
+    def __init__(self, get_many: Callable[[], Iterable[Any]]) -> None:
+        self.get_many = get_many
+
+    def run(self, handle: Callable[..., None]) -> None:
+        """Receive until the handler raises Quit."""
+        get_many = self.get_many
+        while True:
+            for message in get_many():
+                handle(*unpack(message))
+
+
+class MessagePinger(Pinger):
+    """The beginner's side, for transports of bytes."""
+
+    def __init__(self, send: Callable[[bytes], object], receive: Callable[[], Any]) -> None:
+        self.send, self.receive = send, receive
+        self.pack = packer()
+        self.received = 0
+
+    def _handle(self, number: int, text: str, blob: bytes) -> None:
+        self.received = number
+
+    def run(
+        self, next_batch: Callable[[], Batch | None], report: Callable[[list[int]], None]
+    ) -> None:
+        """Exchange batch after batch."""
+        send, receive, pack, handle = self.send, self.receive, self.pack, self._handle
+        while (batch := next_batch()) is not None:
+            times: list[int] = []
+            for number in batch.numbers:
+                began = perf_counter_ns()
+                send(pack((number, TEXT, batch.blob)))
+                handle(*unpack(receive()))
+                times.append(perf_counter_ns() - began)
+                if self.received != number:
+                    raise RuntimeError(f"a wrong answer, sent={number}, got={self.received}")
+            send(pack((END_NUMBER, TEXT, batch.blob)))
+            report(times)
+
+
+class MessagePonger(Ponger):
+    """The answering side, for transports of bytes."""
+
+    def __init__(self, send: Callable[[bytes], object], receive: Callable[[], Any]) -> None:
+        self.send, self.receive = send, receive
+
+    def run(self, next_round: Callable[[], bool]) -> None:
+        """Answer each job by the job itself, encoded anew."""
+        send, receive, pack = self.send, self.receive, packer()
+        more = next_round()
+
+        def handle(number: int, text: str, blob: bytes) -> None:
+            nonlocal more
+            if number < 0:
+                more = next_round()
+            else:
+                send(pack((number, text, blob)))
+
+        while more:
+            handle(*unpack(receive()))

@@ -1,0 +1,272 @@
+"""aembus: producers and consumers are members of one bus.
+
+A consumer registers its handler and calls `Bus.run`, a producer activates a point that it keeps.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any, ClassVar, Final
+
+import aembus
+from bench.driver import FOREVER_S, Consumer, Driver, Pinger, Ponger, Producer
+from bench.work import END_NUMBER, TEXT, Batch, Shape, keys
+
+SPIN_US: Final = 1000
+LANE_VARIABLE: Final = "AEMBUS_LANE"
+SPIN_VARIABLE: Final = "AEMBUS_SPIN_US"
+JOB_POINT: Final = "bench.job"
+END_POINT: Final = "bench.end"  # without a group: every consumer gets it
+
+
+class AembusDriver(Driver):
+    """A bus with a supervisor of its own; its lanes' implementation is set by the environment."""
+
+    lane: ClassVar[str]
+
+    def __init__(self, shape: Shape, scratch: Path, *, spin: bool = False) -> None:
+        super().__init__(shape, scratch, spin=spin)
+        self.bus = f"bench-{os.getpid()}-{self.serial}"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Return why this implementation of the lanes cannot be measured."""
+        found = lane_in_use(cls.lane)
+        if found == cls.lane:
+            return None
+        return f"with {LANE_VARIABLE}={cls.lane} aembus uses the lanes in {found}"
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the version of aembus."""
+        return f"{aembus.__version__}, lanes in {cls.lane}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Choose the lanes, and spinning."""
+        spin = {SPIN_VARIABLE: str(SPIN_US)} if self.spin else {}
+        return {LANE_VARIABLE: self.lane, **spin}
+
+    def open(self, stack: ExitStack) -> None:
+        """Start a supervisor without workers; its members join as clients."""
+        stack.enter_context(
+            aembus.Supervisor(self.bus, state_directory=Path(self.scratch) / self.bus)
+        )
+
+    def producer(self, index: int) -> Producer:
+        """Join the bus and keep the point."""
+        bus = aembus.connect(self.bus)
+        return _KeyedProducer(bus) if self.shape.route == "key" else _Producer(bus)
+
+    def consumer(self, index: int) -> Consumer:
+        """Join the bus."""
+        return _Consumer(self.bus, None if self.shape.route == "all" else "consumers")
+
+    def pinger(self) -> Pinger:
+        """Join the bus as the one that begins."""
+        return _Pinger(self.bus)
+
+    def ponger(self) -> Ponger:
+        """Join the bus as the one that answers."""
+        return _Ponger(self.bus)
+
+
+class AembusCDriver(AembusDriver):
+    """aembus with its lanes in C."""
+
+    name = "aembus-c"
+    lane = "c"
+
+
+class AembusPythonDriver(AembusDriver):
+    """aembus with its lanes in plain Python."""
+
+    name = "aembus-python"
+    lane = "python"
+
+
+class AembusCPollDriver(AembusCDriver):
+    """The same, in a loop of `Bus.poll(0)` instead of `Bus.run`: spinning by one's own hand."""
+
+    name = "aembus-c, poll(0)"
+    trips = frozenset({True})
+
+    def pinger(self) -> Pinger:
+        """Join the bus as the one that begins."""
+        return _Pinger(self.bus, polls=True)
+
+    def ponger(self) -> Ponger:
+        """Join the bus as the one that answers."""
+        return _Ponger(self.bus, polls=True)
+
+
+class AembusPythonPollDriver(AembusPythonDriver):
+    """The same, in a loop of `Bus.poll(0)` instead of `Bus.run`: spinning by one's own hand."""
+
+    name = "aembus-python, poll(0)"
+    trips = frozenset({True})
+    pinger = AembusCPollDriver.pinger
+    ponger = AembusCPollDriver.ponger
+
+
+def lane_in_use(lane: str) -> str:
+    """Return which implementation of the lanes a process uses that is told to use `lane`."""
+    if lane == "c" and importlib.util.find_spec("aembus.shm._lane") is None:
+        return "python (aembus.shm._lane is not built)"
+    said = subprocess.run(
+        [sys.executable, "-c", "from aembus.shm import lane; print(lane.IMPLEMENTATION)"],
+        env={**os.environ, LANE_VARIABLE: lane},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return said.stdout.strip() or "nothing: " + said.stderr.strip().rpartition("\n")[2]
+
+
+class _Producer(Producer):
+    def __init__(self, bus: aembus.Bus) -> None:
+        self.bus = bus
+        self.job, self.through = bus.point(JOB_POINT), bus.point(END_POINT)
+
+    def send(self) -> None:
+        activate, blob = self.job.activate, self.batch.blob
+        for number in self.batch.numbers:
+            activate(number, TEXT, blob, timeout=FOREVER_S)
+
+    def end(self) -> None:
+        self.through.activate(END_NUMBER, TEXT, b"", timeout=FOREVER_S)
+
+    def close(self) -> None:
+        self.bus.close()
+
+
+class _KeyedProducer(_Producer):
+    def send(self) -> None:
+        activate, blob = self.job.activate, self.batch.blob
+        for number, key in zip(self.batch.numbers, keys(), strict=False):
+            activate(number, TEXT, blob, key=key, timeout=FOREVER_S)
+
+
+class _Consumer(Consumer):
+    takes_event = True
+
+    def __init__(self, bus: str, group: str | None) -> None:
+        self.bus = aembus.connect(bus)
+        self.handle: Callable[..., None] | None = None
+        # Before the producers are told to begin.
+        self.bus.register(JOB_POINT, self._first, group=group)
+        self.bus.register(END_POINT, self._first)
+
+    def _first(self, event: aembus.Event, *data: Any) -> None:
+        # From its second job on an event calls the measured handler itself.
+        assert self.handle is not None
+        event.handler = self.handle
+        self.handle(event, *data)
+
+    def run(self, handle: Callable[..., None]) -> None:
+        self.handle = handle
+        self.bus.run()
+
+    def quit(self) -> None:
+        self.bus.stop()
+
+    def close(self) -> None:
+        self.bus.close()
+
+
+class _Side:
+    """What both sides of a round trip have: a member, and how it runs."""
+
+    def __init__(self, bus: str, polls: bool) -> None:
+        self.bus = aembus.connect(bus)
+        self.polls = polls
+        self.over = False
+
+    def deliver(self) -> None:
+        poll = self.bus.poll
+        if self.polls:
+            while not self.over:
+                poll(0)
+        else:
+            self.bus.run()
+
+    def stop(self) -> None:
+        self.over = True
+        self.bus.stop()
+
+    def close(self) -> None:
+        self.bus.close()
+
+
+class _Pinger(Pinger):
+    def __init__(self, bus: str, polls: bool = False) -> None:
+        self.side = _Side(bus, polls)
+        self.side.bus.register("bench.pong", self._handle)
+        self.ping = self.side.bus.point("bench.ping")
+        self.numbers = iter(range(0))
+        self.times: list[int] = []
+        self.number = self.began = 0
+
+    def run(
+        self, next_batch: Callable[[], Batch | None], report: Callable[[list[int]], None]
+    ) -> None:
+        self.next_batch, self.report = next_batch, report
+        self._begin()
+        self.side.deliver()
+
+    def _begin(self) -> None:
+        batch = self.next_batch()
+        if batch is None:
+            self.side.stop()
+            return
+        self.times = []
+        self.numbers, self.blob = iter(batch.numbers), batch.blob
+        self._send(next(self.numbers))
+
+    def _send(self, number: int) -> None:
+        self.number = number
+        self.began = perf_counter_ns()
+        self.ping.activate(number, TEXT, self.blob)
+
+    def _handle(self, event: aembus.Event, number: int, text: str, blob: bytes) -> None:
+        self.times.append(perf_counter_ns() - self.began)
+        if number != self.number:
+            raise RuntimeError(f"a wrong answer, sent={self.number}, got={number}")
+        following = next(self.numbers, None)
+        if following is not None:
+            self._send(following)
+        else:
+            self.ping.activate(END_NUMBER, TEXT, self.blob)
+            self.report(self.times)
+            self._begin()
+
+    def close(self) -> None:
+        self.side.close()
+
+
+class _Ponger(Ponger):
+    def __init__(self, bus: str, polls: bool = False) -> None:
+        self.side = _Side(bus, polls)
+        self.side.bus.register("bench.ping", self._handle)
+        self.pong = self.side.bus.point("bench.pong")
+
+    def run(self, next_round: Callable[[], bool]) -> None:
+        self.next_round = next_round
+        if next_round():
+            self.side.deliver()
+
+    def _handle(self, event: aembus.Event, number: int, text: str, blob: bytes) -> None:
+        if number >= 0:
+            self.pong.activate(number, text, blob)
+        elif not self.next_round():
+            self.side.stop()
+
+    def close(self) -> None:
+        self.side.close()

@@ -1,0 +1,14 @@
+"""Builds the optional lane in C; everything else stands in pyproject.toml."""
+
+from setuptools import Extension, setup
+
+setup(
+    ext_modules=[
+        Extension(
+            "aembus.shm._lane",
+            ["aembus/shm/_lane.c"],
+            extra_compile_args=["-std=c11", "-O2", "-D_GNU_SOURCE"],
+            optional=True,  # without a compiler the lane in plain Python does it all
+        )
+    ]
+)
