@@ -61,12 +61,13 @@ class Event:
         "_closer",
         "_failed",
         "_inbox_slot",
+        "_special",
         "context",
         "delivered",
         "group",
         "handler",
         "id",
-        "in_hand",
+        "lane",
         "name",
         "once",
         "point",
@@ -96,14 +97,17 @@ class Event:
         self._closer = closer
         self._inbox_slot = 0
         self._failed = 0
+        self._special: Record | None = None
         # These two are set by the lane that delivers, see LaneConsumer.deliver.
-        self.in_hand: Record | None = None
+        self.lane: LaneConsumer | None = None
         self.delivered = 0
 
     @property
     def job(self) -> Job | None:
         """The job that the handler works on; None outside the handler."""
-        record = self.in_hand
+        record = None if self.lane is None else self.lane.in_hand
+        if record is None:
+            record = self._special
         if record is None:
             return None
         return job_from_record(record, self._inbox_slot, layout.CLASS_NORMAL)
@@ -117,7 +121,7 @@ class Event:
 
     def count_failed(self) -> None:
         """Count a job whose handler raised (the event_struct does)."""
-        self.in_hand = None
+        self.lane = self._special = None
         self._failed += 1
 
     def statistics(self) -> EventStatistics:
@@ -241,13 +245,13 @@ class EventStruct:
             self._give_back(lane, record, "in hand when its worker died", try_group=False)
             return
         lane.start(record)
-        event.in_hand = record
+        event._special = record
         try:
             event.handler(event, *decode(record.payload))
         except Exception as error:
             self._fail(lane, record, error)
         else:
-            event.in_hand = None
+            event._special = None
             lane.done(record)
             event.delivered += 1
         if event.once:

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from aembus.errors import AembusError, BusBroken, BusClosed, InboxFull, JobTooLarge
+from aembus.publisher import Destination, Gate, Publisher
 from aembus.routing import EMPTY, Routing, Target, WaitQueue
 from aembus.shm import layout
 from aembus.shm.doorbell import fence
-from aembus.shm.lanes import LaneProducer, Publisher
+from aembus.shm.lanes import LaneProducer
+from aembus.shm.lanes import Publisher as CPublisher
 from aembus.shm.peer import Peer
 from aembus.shm.registry import RegistryReader
 
@@ -54,8 +55,8 @@ class Job(NamedTuple):
 class Route:
     """A point's wait queue as this process last saw it, and whose turn it is.
 
-    publisher: does it all in one step, where the lanes are in C and those needed are open;
-        `lanes_opened` says how many were when it was made.
+    publisher: the short way, for the lanes that are open; `lanes_opened` says how many were when
+        it was made.
     """
 
     __slots__ = ("generation", "lanes_opened", "point", "publisher", "queue", "turn")
@@ -65,7 +66,7 @@ class Route:
         self.queue: WaitQueue = EMPTY
         self.generation = NEVER
         self.turn = turn
-        self.publisher: Publisher | None = None
+        self.publisher: Publisher | CPublisher | None = None
         self.lanes_opened = 0
 
 
@@ -97,8 +98,7 @@ class Sender:
         self._wait = wait
         self._words: Sequence[int] | memoryview = reader.words
         self._generation_word = reader.generation_word
-        self._lock = threading.RLock()
-        self._busy = False
+        self._gate = Gate()
         self._deferred: list[Callable[[], int]] = []
         self._peers: dict[int, Peer] = {}
         self._refusal: AembusError | None = None
@@ -131,7 +131,7 @@ class Sender:
             if jobs:
                 return jobs
         jobs = self._publish(self._pick, route, Job(payload, key_hash), layout.CLASS_NORMAL)
-        if Publisher is not None and route.lanes_opened != self._lanes_opened:
+        if route.lanes_opened != self._lanes_opened:
             self._make_publisher(route)
         return jobs
 
@@ -168,20 +168,20 @@ class Sender:
     def _publish(self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int) -> int:
         peers: list[Peer] = []
         try:
-            with self._lock:
-                if self._busy:  # a signal handler inside an activation of the same thread
+            with self._gate.lock:
+                if self._gate.busy:  # a signal handler inside an activation of the same thread
                     self._deferred.append(
                         lambda: self._publish_late(pick, subject, job, lane_class)
                     )
                     return len(pick(subject, job))
-                self._busy = True
+                self._gate.busy = True
                 try:
                     if self._words[self._generation_word] != self.routing.generation:
                         self._refresh()
                     targets = pick(subject, job)
                     published = self._claim_and_commit(targets, job, lane_class, peers)
                 finally:
-                    self._busy = False
+                    self._gate.busy = False
             # Releasing the lock was the fence between storing tail and reading sleeping.
             for peer in peers:
                 peer.ring()
@@ -239,7 +239,7 @@ class Sender:
         return len(lanes)
 
     def _publish_deferred(self) -> None:
-        while self._deferred and not self._busy:
+        while self._deferred and not self._gate.busy:
             try:
                 self._deferred.pop(0)()
             except AembusError:
@@ -267,21 +267,28 @@ class Sender:
     def _make_publisher(self, route: Route) -> None:
         # For the next activations: what of the route's lanes is not open yet stays None, and an
         # activation that needs one comes by here again.
-        with self._lock:
+        with self._gate.lock:
             if route.generation != self.routing.generation:
                 return
-            groups = [
-                [self._destination(target) for target in group] for group in route.queue.groups()
-            ]
-            if groups:
-                route.publisher = Publisher(
+            groups = route.queue.groups()
+            if groups and CPublisher is not None:
+                route.publisher = CPublisher(
                     self._reader.memory,
                     layout.GENERATION,
                     route.generation,
                     route.turn,
-                    groups,
+                    [[self._destination(target) for target in group] for group in groups],
+                )
+            elif len(groups) == 1:
+                destinations = [self._plain_destination(target) for target in groups[0]]
+                route.publisher = Publisher(
+                    self._gate, self._words, route.generation, route.turn, destinations
                 )
             route.lanes_opened = self._lanes_opened
+
+    def _plain_destination(self, target: Target) -> Destination | None:
+        lane, peer, _, _, event_id = self._destination(target)
+        return None if lane is None or peer is None else Destination(lane, peer, event_id)
 
     def _destination(
         self, target: Target
@@ -312,7 +319,7 @@ class Sender:
 
     def refresh(self) -> Routing:
         """Return the current routing, reading the registry if its generation has changed."""
-        with self._lock:
+        with self._gate.lock:
             if self._words[self._generation_word] != self.routing.generation:
                 self._refresh()
             return self.routing
@@ -330,7 +337,7 @@ class Sender:
 
     def pass_generation(self) -> None:
         """Return when no activation that began under an older generation is still running."""
-        with self._lock:
+        with self._gate.lock:
             pass
 
     def refuse(self, error: AembusError) -> None:
@@ -354,7 +361,9 @@ class Sender:
 
     def ring(self, slot: int) -> None:
         """Post a member's doorbell, if it sleeps, for a reason other than a job of ours."""
-        with contextlib.suppress(AembusError, KeyError), self._lock:
+        with contextlib.suppress(AembusError, KeyError), self._gate.lock:
+            if slot not in self._peers:  # perhaps a member that we have not heard of
+                self.refresh()
             fence()
             (self._peers.get(slot) or self._open_peer(slot)).ring()
 
@@ -371,7 +380,7 @@ class Sender:
     ) -> int:
         deadline = time.monotonic() + timeout_s
         while True:
-            with self._lock:
+            with self._gate.lock:
                 full = [
                     (t.slot, self._peers[t.slot].lane(lane_class))
                     for t in pick(subject, job)
@@ -411,12 +420,12 @@ class Sender:
 
     def forget_parent(self, error: AembusError) -> None:
         """Make this copy, in a forked child, refuse everything; the parent's lanes stay as is."""
-        self._lock = threading.RLock()  # a thread of the parent may have held the old one
+        self._gate = Gate()  # a thread of the parent may have held the old one's lock
         self.refuse(error)
 
     def close(self) -> None:
         """Let go of every peer; activations raise BusClosed from now on."""
-        with self._lock:
+        with self._gate.lock:
             if not isinstance(self._refusal, BusBroken):
                 self.refuse(BusClosed("this bus object was closed"))
             for peer in self._peers.values():

@@ -68,9 +68,13 @@ class Consumer(ABC):
 
     takes_event: ClassVar[bool] = False
 
+    def start(self, handle: Callable[..., None]) -> None:
+        """Get ready to receive: jobs may come as soon as this has returned."""
+        self.handle = handle
+
     @abstractmethod
-    def run(self, handle: Callable[..., None]) -> None:
-        """Receive, decode, and call `handle` with the data of each job, until it raises Quit."""
+    def run(self) -> None:
+        """Receive, decode, and call the handler with the data of each job, until it raises Quit."""
 
     def quit(self) -> None:
         """Make `run` return; called by the handler."""
@@ -160,6 +164,12 @@ class Driver(ABC):
     def consumer(self, index: int) -> Consumer:
         """In a consumer's process: its end."""
 
+    def expected(self, sent: list[Batch]) -> tuple[int, int]:
+        """Return count and sum of the jobs that must have been handled after a round."""
+        copies = self.shape.copies
+        numbers = [batch.numbers for batch in sent]
+        return copies * sum(map(len, numbers)), copies * sum(map(sum, numbers))
+
     def ends(self, side: int) -> tuple[Callable[[bytes], object], Callable[[], Any]]:
         """In a process of a round trip: its send, and its receive, which spins or sleeps."""
         raise NotImplementedError
@@ -181,7 +191,7 @@ class MessageProducer(Producer):
         shape: says which of the puts a job takes.
     """
 
-    def __init__(self, puts: Sequence[Callable[[bytes], object]], shape: Shape) -> None:
+    def __init__(self, puts: Sequence[Callable[[Any], object]], shape: Shape) -> None:
         self.puts = list(puts)
         self.route = shape.route if len(self.puts) > 1 else "one"
         self.pack = packer()
@@ -221,9 +231,9 @@ class MessageConsumer(Consumer):
     def __init__(self, get: Callable[[], Any]) -> None:
         self.get = get
 
-    def run(self, handle: Callable[..., None]) -> None:
+    def run(self) -> None:
         """Receive until the handler raises Quit."""
-        get = self.get
+        get, handle = self.get, self.handle
         while True:
             handle(*unpack(get()))
 
@@ -234,9 +244,9 @@ class ManyConsumer(Consumer):
     def __init__(self, get_many: Callable[[], Iterable[Any]]) -> None:
         self.get_many = get_many
 
-    def run(self, handle: Callable[..., None]) -> None:
+    def run(self) -> None:
         """Receive until the handler raises Quit."""
-        get_many = self.get_many
+        get_many, handle = self.get_many, self.handle
         while True:
             for message in get_many():
                 handle(*unpack(message))

@@ -55,7 +55,6 @@ def _produce(driver: Driver, index: int, control: Connection, go: Connection) ->
 
 def _consume(driver: Driver, index: int, control: Connection, go: Connection) -> None:
     consumer = driver.consumer(index)
-    control.send(UP)
 
     def next_round() -> None:
         if control.recv() == QUIT:
@@ -65,12 +64,14 @@ def _consume(driver: Driver, index: int, control: Connection, go: Connection) ->
 
     def end_round(count: int, total: int) -> None:
         control.send((time.monotonic_ns(), count, total))
-        next_round()
+        next_round()  # inside the handler: the transport's own loop runs on, as in a program
 
+    plain, with_event = make_handlers(driver.shape.producers, end_round)
+    consumer.start(with_event if consumer.takes_event else plain)
+    control.send(UP)
     try:
         next_round()
-        plain, with_event = make_handlers(driver.shape.producers, end_round)
-        consumer.run(with_event if consumer.takes_event else plain)
+        consumer.run()
     except Quit:
         pass
     consumer.close()

@@ -30,6 +30,7 @@ LAYERS: Final = (
     ("aembus.bus", "aembus.worker"),
     ("aembus.services.*",),
     ("aembus.supervisor.*",),
+    ("aembus.stress.*",),
     ("aembus",),  # the public names: of aembus, only the command line may import them
     ("aembus.cli.*", "aembus.__main__"),
     ("examples.*",),

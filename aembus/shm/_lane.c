@@ -101,7 +101,7 @@ typedef struct {
     PyTypeObject *publisher;
     PyObject *corrupt_lane;
     PyObject *str_handler;
-    PyObject *str_in_hand;
+    PyObject *str_lane;
     PyObject *str_delivered;
     PyObject *str_once;
     PyObject *str_ring;
@@ -525,7 +525,10 @@ typedef struct {
     uint64_t delivered; /* by `deliver`, in this process */
     PyObject *finished; /* finished before those in front: begin -> (end, state) */
     PyObject *returned; /* a record that `deliver` left to `take` */
-    PyObject *in_hand;  /* the record whose handler `deliver` runs, or that raised */
+    PyObject *payload;  /* of the record in hand: whose handler `deliver` runs, or that raised */
+    Header header;
+    uint64_t begin;
+    uint64_t offset;
     State *module;
 } Consumer;
 
@@ -574,15 +577,14 @@ static int consumer_traverse(Consumer *self, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->finished);
     Py_VISIT(self->returned);
-    Py_VISIT(self->in_hand);
-    return 0;
+        return 0;
 }
 
 static int consumer_clear(Consumer *self)
 {
     Py_CLEAR(self->finished);
     Py_CLEAR(self->returned);
-    Py_CLEAR(self->in_hand);
+    Py_CLEAR(self->payload);
     return 0;
 }
 
@@ -724,9 +726,10 @@ static int take(Consumer *self, Header *header, uint64_t *begin, uint64_t *offse
     }
 }
 
-static Record *make_record(Consumer *self, const Header *header, uint64_t begin, uint64_t offset)
+/* A record of what was taken last; `end` is where the next one begins. */
+static Record *make_record(Consumer *self, const Header *header, uint64_t begin, uint64_t end,
+                           uint64_t offset, PyObject *payload)
 {
-    const char *at = (const char *)header_at(&self->memory, offset) + RECORD_HEADER_BYTES;
     PyTypeObject *type = self->module->record;
     Record *record = (Record *)type->tp_alloc(type, 0);
     if (record == NULL)
@@ -734,11 +737,34 @@ static Record *make_record(Consumer *self, const Header *header, uint64_t begin,
     record->lane = Py_NewRef(self);
     record->header = *header;
     record->begin = begin;
-    record->end = self->taken;
+    record->end = end;
     record->offset = offset;
-    record->payload = PyBytes_FromStringAndSize(at, header->length);
-    if (record->payload == NULL)
-        Py_CLEAR(record);
+    record->payload = Py_NewRef(payload);
+    return record;
+}
+
+static PyObject *copy_payload(Consumer *self, const Header *header, uint64_t offset)
+{
+    const char *at = (const char *)header_at(&self->memory, offset) + RECORD_HEADER_BYTES;
+    return PyBytes_FromStringAndSize(at, header->length);
+}
+
+/* The end of a record that `take` has checked. */
+static uint64_t end_of(Consumer *self, const Header *header, uint64_t offset)
+{
+    uint64_t after = offset + units_of(header->length);
+    return (header->sequence << CURSOR_OFFSET_BITS) +
+           (after == self->memory.capacity ? 0 : after);
+}
+
+static PyObject *take_record(Consumer *self, const Header *header, uint64_t begin, uint64_t offset)
+{
+    PyObject *payload = copy_payload(self, header, offset);
+    if (payload == NULL)
+        return NULL;
+    uint64_t end = end_of(self, header, offset);
+    PyObject *record = (PyObject *)make_record(self, header, begin, end, offset, payload);
+    Py_DECREF(payload);
     return record;
 }
 
@@ -758,7 +784,7 @@ static PyObject *consumer_take(Consumer *self, PyObject *unused)
         return NULL;
     if (found == 0)
         Py_RETURN_NONE;
-    return (PyObject *)make_record(self, &header, begin, offset);
+    return take_record(self, &header, begin, offset);
 }
 
 static Record *own_record(Consumer *self, PyObject *object)
@@ -903,28 +929,28 @@ static PyObject *call_handler(PyObject *handler, PyObject *event, PyObject *data
     return result;
 }
 
-/* Run one plain job; 0, or -1 with the handler's exception set and the record in hand. */
-static int deliver_one(Consumer *self, Record *record, PyObject *event, PyObject *decode)
+/* Run the plain job in hand; 0, or -1 with the handler's exception set and the job in hand. */
+static int deliver_one(Consumer *self, PyObject *event, PyObject *decode)
 {
-    State *names = self->module;
-    start(self, &record->header, record->offset);
-    Py_XSETREF(self->in_hand, Py_NewRef(record));
-    if (PyObject_SetAttr(event, names->str_in_hand, (PyObject *)record) < 0)
-        return -1;
-    PyObject *data = PyObject_CallOneArg(decode, record->payload);
-    PyObject *handler = data == NULL ? NULL : PyObject_GetAttr(event, names->str_handler);
+    start(self, &self->header, self->offset);
+    PyObject *payload = Py_NewRef(self->payload);
+    PyObject *data = PyObject_CallOneArg(decode, payload);
+    Py_DECREF(payload);
+    PyObject *handler = data == NULL ? NULL : PyObject_GetAttr(event, self->module->str_handler);
     PyObject *result = handler == NULL ? NULL : call_handler(handler, event, data);
     Py_XDECREF(handler);
     Py_XDECREF(data);
     if (result == NULL)
         return -1;
     Py_DECREF(result);
-    if (PyObject_SetAttr(event, names->str_in_hand, Py_None) < 0)
+    if (memory_check(&self->memory) < 0) /* the handler has closed the lane: nothing to mark */
         return -1;
-    Py_CLEAR(self->in_hand);
-    if (memory_check(&self->memory) < 0) /* the handler closed its own bus: nothing to mark */
-        return -1;
-    return done(self, record->begin, record->end, record->offset);
+    return done(self, self->begin, end_of(self, &self->header, self->offset), self->offset);
+}
+
+static int set_lane(State *names, PyObject *event, PyObject *lane)
+{
+    return event == NULL ? 0 : PyObject_SetAttr(event, names->str_lane, lane);
 }
 
 static int add_delivered(State *names, PyObject *event, Py_ssize_t number)
@@ -971,14 +997,14 @@ static PyObject *consumer_deliver(Consumer *self, PyObject *const *args, Py_ssiz
     Py_ssize_t budget = PyLong_AsSsize_t(args[2]);
     if (budget < 0 && PyErr_Occurred())
         return NULL;
-    Py_CLEAR(self->in_hand);
+    Py_CLEAR(self->payload);
     Py_ssize_t delivered = 0, of_event = 0;
     PyObject *last = NULL; /* the event of the last jobs; `of_event` of them are not counted yet */
     int failed = 0;
     while (!failed && delivered < budget && self->returned == NULL &&
            PyByteArray_AS_STRING(stopping)[0] == 0) {
-        Header header;
         uint64_t begin, offset;
+        Header header;
         PyObject *event = NULL;
         int found = memory_check(&self->memory);
         if (found == 0)
@@ -986,22 +1012,28 @@ static PyObject *consumer_deliver(Consumer *self, PyObject *const *args, Py_ssiz
         if (found == 0)
             break;
         int plain = found < 0 ? -1 : is_plain(self, &header, events, &event);
-        Record *record = plain < 0 ? NULL : make_record(self, &header, begin, offset);
-        failed = record == NULL;
+        if (plain == 0)
+            self->returned = take_record(self, &header, begin, offset);
+        if (plain == 0 && self->returned != NULL)
+            break;
+        PyObject *payload = plain > 0 ? copy_payload(self, &header, offset) : NULL;
+        failed = payload == NULL;
         if (failed)
             break;
-        if (!plain) {
-            self->returned = (PyObject *)record;
-            break;
-        }
+        Py_XSETREF(self->payload, payload);
+        self->header = header;
+        self->begin = begin;
+        self->offset = offset;
         if (event != last) {
-            failed = add_delivered(self->module, last, of_event) < 0;
+            Py_INCREF(event);
+            failed = add_delivered(self->module, last, of_event) < 0 ||
+                     set_lane(self->module, last, Py_None) < 0 ||
+                     set_lane(self->module, event, (PyObject *)self) < 0;
             of_event = 0;
-            Py_XSETREF(last, Py_NewRef(event));
+            Py_XSETREF(last, event);
         }
         if (!failed)
-            failed = deliver_one(self, record, last, decode) < 0;
-        Py_DECREF(record);
+            failed = deliver_one(self, last, decode) < 0;
         if (!failed) {
             delivered++;
             of_event++;
@@ -1010,7 +1042,11 @@ static PyObject *consumer_deliver(Consumer *self, PyObject *const *args, Py_ssiz
     self->delivered += (uint64_t)delivered;
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    if (add_delivered(self->module, last, of_event) < 0 && type == NULL)
+    if (type == NULL) {
+        Py_CLEAR(self->payload);
+        failed = set_lane(self->module, last, Py_None) < 0;
+    }
+    if (add_delivered(self->module, last, of_event) < 0)
         failed = 1;
     Py_XDECREF(last);
     if (type != NULL) {
@@ -1020,14 +1056,18 @@ static PyObject *consumer_deliver(Consumer *self, PyObject *const *args, Py_ssiz
     return failed ? NULL : PyLong_FromSsize_t(delivered);
 }
 
+static PyObject *consumer_get_in_hand(Consumer *self, void *unused)
+{
+    if (self->payload == NULL)
+        Py_RETURN_NONE;
+    return (PyObject *)make_record(self, &self->header, self->begin,
+                                   end_of(self, &self->header, self->offset), self->offset,
+                                   self->payload);
+}
+
 static PyObject *consumer_get_delivered(Consumer *self, void *unused)
 {
     return PyLong_FromUnsignedLongLong(self->delivered);
-}
-
-static PyObject *consumer_get_in_hand(Consumer *self, void *unused)
-{
-    return Py_NewRef(self->in_hand == NULL ? Py_None : self->in_hand);
 }
 
 static PyMethodDef consumer_methods[] = {
@@ -1345,7 +1385,7 @@ static int module_exec(PyObject *module)
     state->record = add_type(module, &record_spec);
     state->publisher = add_type(module, &publisher_spec);
     state->str_handler = PyUnicode_InternFromString("handler");
-    state->str_in_hand = PyUnicode_InternFromString("in_hand");
+    state->str_lane = PyUnicode_InternFromString("lane");
     state->str_delivered = PyUnicode_InternFromString("delivered");
     state->str_once = PyUnicode_InternFromString("once");
     state->str_ring = PyUnicode_InternFromString("ring");
@@ -1353,7 +1393,7 @@ static int module_exec(PyObject *module)
     state->corrupt_lane = twin == NULL ? NULL : PyObject_GetAttrString(twin, "CorruptLane");
     Py_XDECREF(twin);
     if (!state->producer || !state->consumer || !state->record || !state->publisher ||
-        !state->str_handler || !state->str_in_hand || !state->str_delivered || !state->str_once ||
+        !state->str_handler || !state->str_lane || !state->str_delivered || !state->str_once ||
         !state->str_ring || !state->corrupt_lane)
         return -1;
     if (PyModule_AddObjectRef(module, "CorruptLane", state->corrupt_lane) < 0 ||
@@ -1382,7 +1422,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->publisher);
     Py_CLEAR(state->corrupt_lane);
     Py_CLEAR(state->str_handler);
-    Py_CLEAR(state->str_in_hand);
+    Py_CLEAR(state->str_lane);
     Py_CLEAR(state->str_delivered);
     Py_CLEAR(state->str_once);
     Py_CLEAR(state->str_ring);

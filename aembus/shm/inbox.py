@@ -164,6 +164,7 @@ class Inbox:
 
     def producers_wanting_room(self) -> list[int]:
         """Return the slots of producers that wait for room and now have it."""
+        fence()  # SYNC POINT: pairs with the producer's between raising its flag and reading head
         return [slot for lane, (_, slot) in self._origins.items() if lane.wants_post()]
 
     def lane_class(self, lane: LaneConsumer) -> int:

@@ -58,7 +58,7 @@ class Deliverable(Protocol):
 
     handler: Callable[..., object]
     once: bool
-    in_hand: Record | None
+    lane: LaneConsumer | None
     delivered: int
 
 
@@ -152,6 +152,48 @@ class LaneProducer:
         if units == to_end:
             cursor -= offset + units  # the next record begins at the ring's start
         self._claimed = cursor + CURSOR_RECORD + units
+        return True
+
+    def put(self, payload: bytes, event_id: int, key_hash: int, activated_ns: int) -> bool:
+        """Claim and commit one plain job in one go; False, and nothing done, if that is not plain.
+
+        Plain: there is room, the record does not meet the ring's end, nothing is claimed.
+        """
+        length = len(payload)
+        units = (length + RECORD_HEADER_BYTES + UNIT - 1) >> UNIT_SHIFT
+        cursor = self._claimed
+        offset = cursor & CURSOR_OFFSET_MASK
+        if (
+            units >= self._capacity - offset
+            or length > self.payload_bytes_max
+            or (units > self._free and units > self._count_free())
+            or cursor != self._tail
+        ):
+            return False
+        at = self._ring + (offset << UNIT_SHIFT)
+        _pack_header(
+            self._memory,
+            at,
+            length,
+            KIND_JOB,
+            0,
+            self._slot,
+            STATE_NEW,
+            (cursor >> CURSOR_OFFSET_BITS) + 1,
+            activated_ns,
+            0,
+            0,
+            self._incarnation,
+            0,
+            event_id,
+            key_hash if key_hash > 0 else 0,
+        )
+        at += RECORD_HEADER_BYTES
+        self._memory[at : at + length] = payload
+        # Our own notes first: interrupted here, the next record publishes this one too.
+        self._free -= units
+        self._claimed = self._tail = cursor = cursor + CURSOR_RECORD + units
+        self._words[self._tail_word] = cursor  # SYNC POINT: publishes the record to the consumer
         return True
 
     def commit(self) -> None:
@@ -277,6 +319,12 @@ class Record:
         return self.header[12]
 
 
+def _is_plain(record: Record, events: Mapping[int, Deliverable]) -> bool:
+    header = record.header
+    event = events.get(header[11])
+    return header[1] == KIND_JOB and header[4] == STATE_NEW and event is not None and not event.once
+
+
 class LaneConsumer:
     """The reading end.  `take` copies the next record out, `start` and `done` move its state.
 
@@ -302,7 +350,7 @@ class LaneConsumer:
         self._tail = self._head  # the last known tail
         self._available = 0  # units between _taken and _tail
         self._returned: Record | None = None  # what `deliver` left to `take`
-        self.in_hand: Record | None = None  # whose handler `deliver` runs, or which raised
+        self._current: tuple[int, int, int, tuple[int, ...], bytes] | None = None  # in hand
         self.delivered = 0  # by `deliver`
         self._refused: int | None = None  # a tail that makes no sense; its producer's next may
         self._finished: dict[int, tuple[int, int]] = {}  # finished before those in front: begin →
@@ -373,7 +421,8 @@ class LaneConsumer:
         record ends the run, and `take` returns it next.
 
         Args:
-            events: by id; each has `handler`, `once`, and `in_hand` and `delivered` to be set.
+            events: by id; each has `handler`, `once`, and `lane` (whose record is in hand) and
+                `delivered` to be set.
             decode: makes a handler's arguments of a payload.
             budget: run at most so many.
             stopping: end the run after a handler once its only byte is not 0.
@@ -381,26 +430,74 @@ class LaneConsumer:
         Returns how many were run.  What a handler raises comes through; its record is `in_hand`
         then, started and not finished.  Raises CorruptLane as `take` does.
         """
-        self.in_hand = None
-        for run in range(budget):
-            if stopping[0]:
-                return run
-            record = self.take()
-            if record is None:
-                return run
-            header = record.header
-            event = events.get(header[11])
-            if header[1] != KIND_JOB or header[4] != STATE_NEW or event is None or event.once:
-                self._returned = record
-                return run
-            self._words[record.state_word] = _STARTED_FIRST
-            self.in_hand = event.in_hand = record
-            event.handler(event, *decode(record.payload))
-            self.in_hand = event.in_hand = None
-            self.done(record)
-            event.delivered += 1
-            self.delivered += 1
-        return budget
+        words, memory, ring = self._words, self._memory, self._ring
+        self._current = None
+        event = None
+        run = 0
+        try:
+            while run < budget and self._returned is None and not stopping[0]:
+                cursor = self._taken
+                if cursor == self._tail and not self._look_for_more():
+                    break
+                offset = cursor & CURSOR_OFFSET_MASK
+                at = ring + (offset << UNIT_SHIFT)
+                header = _unpack_header(memory, at)
+                length = header[0]
+                units = (length + RECORD_HEADER_BYTES + UNIT - 1) >> UNIT_SHIFT
+                concerned = events.get(header[11])
+                if (
+                    header[1] != KIND_JOB
+                    or header[4] != STATE_NEW
+                    or concerned is None
+                    or concerned.once
+                    or header[5] != (cursor >> CURSOR_OFFSET_BITS) + 1
+                    or length > self._payload_bytes_max
+                    or units > self._available
+                    or offset + units >= self._capacity
+                ):
+                    # Not plain, or at the ring's end, or wrong: `take` knows what to do.
+                    record = self.take()
+                    if record is None or not _is_plain(record, events):
+                        self._returned = record
+                        break
+                    end, state_word, payload = record.end, record.state_word, record.payload
+                    begin, concerned = record.begin, events[record.event_id]
+                    header = record.header
+                else:
+                    begin = cursor
+                    self._taken = end = cursor + CURSOR_RECORD + units
+                    self._available -= units
+                    state_word = (at + layout.RECORD_STATE) >> 3
+                    at += RECORD_HEADER_BYTES
+                    payload = bytes(memory[at : at + length])
+                words[state_word] = _STARTED_FIRST
+                self._current = (begin, end, state_word, header, payload)
+                if concerned is not event:
+                    if event is not None:
+                        event.lane = None
+                    event = concerned
+                    event.lane = self
+                event.handler(event, *decode(payload))
+                words[state_word] = STATE_DONE
+                if begin == self._head and not self._finished:
+                    words[self._head_word] = self._head = end  # SYNC POINT: gives room back
+                else:
+                    self._finish(begin, end, STATE_DONE)
+                event.delivered += 1
+                run += 1
+        except BaseException:
+            self.delivered += run
+            raise
+        self.delivered += run
+        self._current = None
+        if event is not None:
+            event.lane = None
+        return run
+
+    @property
+    def in_hand(self) -> Record | None:
+        """The record whose handler `deliver` runs, or the last one if it raised."""
+        return None if self._current is None else Record(self, *self._current)
 
     def start(self, record: Record) -> int:
         """Store STARTED and one more attempt, in one word; return the attempt's number."""

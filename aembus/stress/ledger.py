@@ -22,9 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from aembus.errors import NotReady
 from aembus.shm import layout, names
-from aembus.shm.lane import IMPLEMENTATION
+from aembus.shm.lanes import IMPLEMENTATION
 from aembus.shm.segment import Segment
 from aembus.stress import chain, histogram
 from aembus.stress.chain import ChainCounts
@@ -62,10 +61,10 @@ class Row:
     redelivered: jobs that came again since an earlier attempt did not survive its worker.
     """
 
-    by_lane: ChainCounts = ChainCounts()
-    by_producer: ChainCounts = ChainCounts()
-    corrupted: int = 0
-    redelivered: int = 0
+    by_lane: ChainCounts
+    by_producer: ChainCounts
+    corrupted: int
+    redelivered: int
 
 
 class Ledger:
@@ -102,7 +101,7 @@ class Ledger:
     def take_up(cls, name: str, slots: int, producers: int) -> Ledger:
         """Open the ledger of this worker, or make it if there is none yet.
 
-        Raises: OutOfSharedMemory.
+        Raises: OutOfSharedMemory, NotReady if its first process was killed while it made it.
         """
         size = cls.size_bytes(slots, producers)
         try:
@@ -111,11 +110,7 @@ class Ledger:
             )
             segment.publish()
         except FileExistsError:
-            try:
-                segment = Segment.open(name, MAGIC)
-            except NotReady:  # its maker was killed before anything was recorded
-                Segment.remove(name)
-                return cls.take_up(name, slots, producers)
+            segment = Segment.open(name, MAGIC)
         segment.words[_LANE_IN_USE] = lane_in_use()
         return cls(segment, producers)
 
@@ -158,10 +153,8 @@ class Ledger:
 
     def _begin_stream(self, row: int, stream: int, head: Head) -> bool:
         words = self._words
-        if words[row + _STREAM] >> _STREAM_BITS == stream >> _STREAM_BITS:
-            words[row + _CORRUPTED] += 1  # of the same producer, but meant for another worker
-            return False
-        if head.producer >= self._producers:
+        for_another = words[row + _STREAM] >> _STREAM_BITS == stream >> _STREAM_BITS
+        if for_another or head.producer >= self._producers:
             words[row + _CORRUPTED] += 1
             return False
         words[self._seen + head.producer] = 1

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import aembus
 from bench.driver import FOREVER_S, Consumer, Driver, Pinger, Ponger, Producer
@@ -67,7 +67,7 @@ class AembusDriver(Driver):
 
     def consumer(self, index: int) -> Consumer:
         """Join the bus."""
-        return _Consumer(self.bus, None if self.shape.route == "all" else "consumers")
+        return _Consumer(self.bus, "consumers" if self.shape.route in ("key", "turn") else None)
 
     def pinger(self) -> Pinger:
         """Join the bus as the one that begins."""
@@ -159,19 +159,13 @@ class _Consumer(Consumer):
 
     def __init__(self, bus: str, group: str | None) -> None:
         self.bus = aembus.connect(bus)
-        self.handle: Callable[..., None] | None = None
-        # Before the producers are told to begin.
-        self.bus.register(JOB_POINT, self._first, group=group)
-        self.bus.register(END_POINT, self._first)
+        self.group = group
 
-    def _first(self, event: aembus.Event, *data: Any) -> None:
-        # From its second job on an event calls the measured handler itself.
-        assert self.handle is not None
-        event.handler = self.handle
-        self.handle(event, *data)
+    def start(self, handle: Callable[..., None]) -> None:
+        self.bus.register(JOB_POINT, handle, group=self.group)
+        self.bus.register(END_POINT, handle)
 
-    def run(self, handle: Callable[..., None]) -> None:
-        self.handle = handle
+    def run(self) -> None:
         self.bus.run()
 
     def quit(self) -> None:

@@ -204,8 +204,12 @@ def test_nothing_expires_before_its_due_time() -> None:
     assert timers.advance(4 * MS) == [(1, "a")]
 
 
-def test_one_tick_keeps_the_order_of_starts_through_all_levels() -> None:
+@pytest.mark.parametrize("moves_per_tick", [1, 4, 512])
+def test_one_tick_keeps_the_order_of_starts_through_all_levels(
+    moves_per_tick: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Timers of one tick expire as they were started, wherever they were put at that time."""
+    monkeypatch.setattr(wheel, "MOVES_PER_TICK", moves_per_tick)
     timers: TimingWheel[int] = TimingWheel(0, slot_bits=2)
     now_ns, due_ns = 0, 1000 * MS
     for timer_id in range(1000, 0, -1):

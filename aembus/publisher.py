@@ -1,0 +1,105 @@
+"""The short way of an activation that concerns one member, in plain Python.
+
+The twin of `aembus.shm._lane.Publisher`: made for one point under one generation of the registry,
+with the lanes that are open.  What is not plain it leaves to `Sender`, which does the same with
+all cases considered: several members, a lane to be opened, a full one, a newer generation.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from aembus.shm import layout
+from aembus.shm.doorbell import fence
+from aembus.shm.lane import LaneProducer
+from aembus.shm.peer import Peer
+
+
+class Gate:
+    """What lets one activation of a process through at a time.
+
+    lock: held by the thread that publishes.
+    busy: a publication is under way; whoever holds the lock and sees it has interrupted itself.
+    """
+
+    __slots__ = ("busy", "lock")
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.busy = False
+
+
+class Destination(NamedTuple):
+    """Where a job goes: a lane, the inbox that it is in, and the event there."""
+
+    lane: LaneProducer
+    peer: Peer
+    event_id: int
+
+
+class Publisher:
+    """Publishes to the one group of a point.
+
+    Args:
+        gate: the sender's.
+        words: the registry's words.
+        generation: under which `group` holds.
+        turn: where to go on in turn, for activations without a key.
+        group: one of these gets each job; None: its lane is not open yet.
+    """
+
+    __slots__ = ("_gate", "_generation", "_group", "_turn", "_words")
+
+    def __init__(
+        self,
+        gate: Gate,
+        words: Sequence[int] | memoryview,
+        generation: int,
+        turn: int,
+        group: Sequence[Destination | None],
+    ) -> None:
+        self._gate = gate
+        self._words = words
+        self._generation = generation
+        self._turn = turn
+        self._group = group
+
+    def publish(self, payload: bytes, key_hash: int) -> int:
+        """Return 1 if the job was published and announced; 0: nothing was, use the other way.
+
+        `key_hash` is -1 for the next in turn.
+        """
+        gate = self._gate
+        peer = None
+        try:
+            with gate.lock:
+                if gate.busy or self._words[_GENERATION_WORD] != self._generation:
+                    return 0
+                gate.busy = True
+                try:
+                    group = self._group
+                    chooser = self._turn + 1 if key_hash < 0 else key_hash
+                    destination = group[chooser % len(group)]
+                    if destination is None:
+                        return 0
+                    lane, peer, event_id = destination
+                    if not lane.put(payload, event_id, key_hash, time.monotonic_ns()):
+                        return 0
+                    if key_hash < 0:
+                        self._turn = chooser
+                finally:
+                    gate.busy = False
+            # Releasing the lock was the fence between storing tail and reading sleeping.
+            peer.ring()
+        except BaseException:
+            if peer is not None:
+                fence()
+                peer.ring()
+            raise
+        return 1
+
+
+_GENERATION_WORD = layout.GENERATION // layout.WORD

@@ -1,0 +1,123 @@
+"""pyzmq: PUSH and PULL over ipc, XPUB and SUB for the fan-out, PAIR for the round trip.
+
+Messages are copied, which for less than 64 KiB pyzmq does even if told not to.  No high-water mark:
+a producer is never stopped, and never has to wait for room.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from bench.driver import Consumer, Driver, MessageConsumer, MessageProducer, Producer
+
+
+class PyzmqDriver(Driver):
+    """ZeroMQ sockets on Unix domain sockets in the scratch folder."""
+
+    name = "pyzmq"
+    package = "pyzmq"
+    module = "zmq"
+
+    @classmethod
+    def version(cls) -> str:
+        """Return the versions of pyzmq and of libzmq."""
+        import zmq
+
+        return f"{zmq.__version__}, libzmq {zmq.zmq_version()}"
+
+    def open(self, stack: ExitStack) -> None:
+        """Name the sockets; each listening process makes its own."""
+
+    def _address(self, what: object) -> str:
+        return f"ipc://{self.scratch}/zmq-{self.serial}-{what}"
+
+    def producer(self, index: int) -> Producer:
+        """Connect to every consumer; in a fan-out, wait for their subscriptions."""
+        import zmq
+
+        consumers = self.shape.consumers
+        if self.shape.route == "all":
+            publisher = _socket(zmq.XPUB)
+            publisher.bind(self._address("fan-out"))
+            for _ in range(consumers):
+                publisher.recv()
+            return _Sender([publisher], self.shape)
+        if self.shape.route == "turn":  # a PUSH socket deals its messages out by itself
+            dealer = _socket(zmq.PUSH)
+            for consumer in range(consumers):
+                dealer.connect(self._address(consumer))
+            return _Sender([dealer], self.shape, ends=consumers)
+        sockets = [_socket(zmq.PUSH) for _ in range(consumers)]
+        for consumer, socket in enumerate(sockets):
+            socket.connect(self._address(consumer))
+        return _Sender(sockets, self.shape)
+
+    def consumer(self, index: int) -> Consumer:
+        """Listen for producers, or subscribe to the one there is."""
+        import zmq
+
+        if self.shape.route == "all":
+            socket = _socket(zmq.SUB)
+            socket.subscribe(b"")
+            socket.connect(self._address("fan-out"))
+        else:
+            socket = _socket(zmq.PULL)
+            socket.bind(self._address(index))
+        return _Receiver(socket)
+
+    def ends(self, side: int) -> tuple[Callable[[bytes], object], Callable[[], Any]]:
+        """Send and receive by one PAIR socket."""
+        import zmq
+
+        socket = _socket(zmq.PAIR)
+        if side:
+            socket.connect(self._address("pair"))
+        else:
+            socket.bind(self._address("pair"))
+        return socket.send, partial(_poll, socket) if self.spin else socket.recv
+
+
+class _Sender(MessageProducer):
+    def __init__(self, sockets: list[Any], shape: Any, ends: int = 1) -> None:
+        super().__init__([socket.send for socket in sockets], shape)
+        self.sockets = sockets
+        self.ends = ends
+
+    def end(self) -> None:
+        for _ in range(self.ends):
+            super().end()
+
+    def close(self) -> None:
+        for socket in self.sockets:
+            socket.close()
+
+
+class _Receiver(MessageConsumer):
+    def __init__(self, socket: Any) -> None:
+        super().__init__(socket.recv)
+        self.socket = socket
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def _socket(kind: int) -> Any:
+    import zmq
+
+    socket = zmq.Context.instance().socket(kind)
+    socket.set_hwm(0)
+    socket.linger = 0
+    return socket
+
+
+def _poll(socket: Any) -> Any:
+    import zmq
+
+    receive, flag, again = socket.recv, zmq.NOBLOCK, zmq.Again
+    while True:
+        with contextlib.suppress(again):
+            return receive(flag)
