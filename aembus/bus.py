@@ -30,6 +30,7 @@ from aembus.errors import (
 from aembus.events import Event, EventStatistics, EventStruct, EventStructStatistics, Handler
 from aembus.points import ActivationPoint
 from aembus.routing import ServiceVersion, Target
+from aembus.runner import Runner, spin_from_environment
 from aembus.sender import Job, Sender
 from aembus.shm import layout, names, registry
 from aembus.shm.inbox import Inbox, inbox_role
@@ -38,7 +39,6 @@ from aembus.shm.registry import RegistryReader
 
 log = logging.getLogger("aembus")
 
-FOREVER_S: Final = 3600.0
 SUPERVISOR_SLOT: Final = 0
 
 _buses: weakref.WeakSet[Bus] = weakref.WeakSet()
@@ -71,13 +71,11 @@ class Bus:
 
     def __init__(self, bus: str, kind: str = "client", name: str = "") -> None:
         self.name = bus
-        self._stopping = False
+        self._joined = False
         self._closed = False
         self._broken = threading.Event()
         self._on_broken: Callable[[], None] | None = None
         self._pid = os.getpid()
-        self._running = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._pending: list[Event] | None = [] if kind == "worker" else None
         self._points: dict[str, ActivationPoint] = {}
         self._clients: dict[tuple[str, str], Any] = {}
@@ -112,6 +110,10 @@ class Bus:
             )
             self._calls = Calls(self._sender, self._inbox, self.incarnation)
             self.event_struct = EventStruct(self.slot, self._inbox, self._undeliverable)
+            self._runner = Runner(
+                self.event_struct, self._inbox, self._sender, self._calls, self._sender_or_raise
+            )
+            self._joined = True
         except BaseException:
             if self._inbox is not None:
                 self._inbox.close()
@@ -270,67 +272,32 @@ class Bus:
 
     # --- running --------------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def run(self, *, spin: float | None = None) -> None:
         """Deliver jobs to this process's events until `stop`, or until the bus is closed.
 
-        Raises: BusBroken when the supervisor dies (after the job in hand).
+        Args:
+            spin: for how many seconds after the last job to look for the next one before sleeping
+                on the doorbell; waking up costs tens of microseconds, spinning costs a processor.
+                Default: the environment's AEMBUS_SPIN_US, or not at all.
+
+        Raises: BusBroken when the supervisor dies (after the job in hand), BusClosed.
         """
-        sender, inbox = self._sender_or_raise(), self._inbox
-        assert inbox is not None
-        with self._running:
-            while not self._stopping:
-                if not self._deliver(sender, inbox):
-                    inbox.wait(self._has_work, FOREVER_S)
-        if self._broken.is_set():
-            raise BusBroken(f"the supervisor is gone, bus={self.name!r}")
+        self._runner.run(spin_from_environment() if spin is None else spin)
 
     def poll(self, timeout: float = 0.0) -> int:
         """Deliver what is there, waiting up to `timeout` seconds for the first job.
 
         Returns how many jobs were handled.  Raises: BusBroken, BusClosed.
         """
-        sender, inbox = self._sender_or_raise(), self._inbox
-        assert inbox is not None
-        with self._running:
-            handled = self._deliver(sender, inbox)
-            if not handled and timeout > 0 and inbox.wait(self._has_work, timeout):
-                handled = self._deliver(sender, inbox)
-        if self._broken.is_set():
-            raise BusBroken(f"the supervisor is gone, bus={self.name!r}")
-        return handled
+        return self._runner.poll(timeout)
 
-    def run_in_thread(self) -> threading.Thread:
-        """Run this bus in a thread of its own; `close` ends it."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run_thread, name="aembus-run", daemon=True)
-            self._thread.start()
-        return self._thread
-
-    def _run_thread(self) -> None:
-        try:
-            self.run()
-        except BusBroken as error:
-            log.error("%s", error)
+    def run_in_thread(self, *, spin: float | None = None) -> threading.Thread:
+        """Run this bus in a thread of its own; `close` ends it.  `spin`: see `run`."""
+        return self._runner.run_in_thread(spin_from_environment() if spin is None else spin)
 
     def stop(self) -> None:
         """Make `run` return after the job in hand; may be called from anywhere."""
-        self._stopping = True
-        self.event_struct.stop()
-        if self._inbox is not None:
-            self._inbox.wake()
-
-    def _deliver(self, sender: Sender, inbox: Inbox) -> int:
-        handled = self.event_struct.deliver()
-        if inbox.has_replies():
-            self._calls.take_replies()
-        if handled:
-            for slot in inbox.producers_wanting_room():
-                sender.ring(slot)
-        return handled
-
-    def _has_work(self) -> bool:
-        assert self._inbox is not None
-        return self._stopping or self._inbox.has_jobs() or self._inbox.has_replies()
+        self._runner.stop()
 
     def _undeliverable(
         self, record: Record, reason: str, *, try_group: bool, detail: str = ""
@@ -364,7 +331,8 @@ class Bus:
             self._sender.refuse(BusBroken(f"the supervisor is gone, bus={self.name!r}"))
         if self._on_broken is not None:
             self._on_broken()
-        self.stop()
+        if self._joined:
+            self._runner.stop()
 
     def on_broken(self, callback: Callable[[], None]) -> None:
         """Call `callback`, in the watcher thread, when the supervisor dies."""
@@ -396,16 +364,17 @@ class Bus:
         """Leave the bus.  Idempotent.
 
         What is queued for this process goes to its groups or to the dead letters; the job in
-        hand is finished first, unless this is called by its handler.
+        hand is finished first.  Called by a handler, it takes effect when that has returned.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._pid:
+            return
+        if self._runner.in_handler():  # it must return first: its job is in the inbox
+            self._runner.afterwards(self.close)
+            self._runner.stop()
             return
         self._closed = True
-        if os.getpid() != self._pid:
-            return
-        self.stop()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._runner.stop()
+        self._runner.join()
         if self._sender is not None:
             self._sender.close()
         if not self._broken.is_set():

@@ -145,6 +145,46 @@ def test_waiting_for_room_ends_when_there_is_room(bus: str) -> None:
         assert all(m["rescued_wakeups"] == 0 for m in statistics(bus)["members"])
 
 
+def test_room_is_announced_by_a_post(bus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for room ends by a post, also if the consumer never heard of the producer before.
+
+    Sleeps are made so long that their bound cannot come to the rescue.
+    """
+    monkeypatch.setattr("aembus.shm.inbox.SLEEP_S_MAX", 60.0)
+    with aembus.connect(bus) as receiver:
+        seen: list[int] = []
+        receiver.register("p", lambda event, n: seen.append(n))
+        with aembus.connect(bus) as sender:
+            point = sender.point("p")
+            while point.try_activate(len(seen)):
+                pass
+            thread = receiver.run_in_thread()
+            point.activate(-1, timeout=50)
+            until("all delivered", lambda: seen[-1:] == [-1])
+            receiver.stop()
+            thread.join()
+
+
+def test_a_handler_may_close_its_bus(bus: str) -> None:
+    """A bus that a handler closes is left when the handler has returned, its job being done."""
+    with aembus.connect(bus) as sender:
+        receiver = aembus.connect(bus)
+        seen: list[int] = []
+
+        def handler(event: aembus.Event, number: int) -> None:
+            seen.append(number)
+            receiver.close()
+
+        receiver.register("p", handler)
+        sender.activate("p", 1)
+        receiver.run()
+        assert seen == [1]
+        with pytest.raises(aembus.BusClosed):
+            receiver.poll()
+        until("its slot is free", lambda: len(statistics(bus)["members"]) == 2)
+        assert statistics(bus)["totals"]["dead_lettered"] == 0
+
+
 def test_an_oversized_job_names_the_sizes(bus: str) -> None:
     """A job of more than half a lane is refused, with size and limit, and nothing is sent."""
     with aembus.connect(bus) as receiver, aembus.connect(bus) as sender:

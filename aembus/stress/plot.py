@@ -17,7 +17,7 @@ FAINT: Final = "#d9dfe4"
 BLUE: Final = "#2f6f9f"
 RED: Final = "#c8553d"
 PERCENTILES: Final = (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999))
-STYLE: Final[dict[str, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "font.size": 10,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -142,7 +142,7 @@ def _draw_rate(axes: Axes, report: Report) -> None:
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
 
 
-def _duration(value_us: float, position: int | None = None) -> str:
+def _duration(value_us: float, position: float | None = None) -> str:
     if value_us >= 1e6:
         return f"{value_us / 1e6:.3g} s"
     if value_us >= 1e3:

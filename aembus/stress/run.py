@@ -7,6 +7,7 @@ ledgers.  All names in /dev/shm are the bus's, so they go with it however the ru
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import random
 import select
@@ -101,6 +102,7 @@ class StressRun:
         Raises: AembusError if the bus or a producer could not start or ended by itself.
         """
         options = self._options
+        _check_lane(options.lane)
         sizes = room.choose(
             options.producers, options.workers, options.size, options.kill_every_s is not None
         )
@@ -158,7 +160,6 @@ class StressRun:
         self._producers = Producers(tasks, self._board)
         opened.callback(self._end_producers)
         self._start_producers()
-        self._check_lanes()
         killer = self._load()
         drained_s = self._drain()
         return self._report(self._statistics(), drained_s, killer)
@@ -184,15 +185,6 @@ class StressRun:
     def _raise_if_interrupted(self) -> None:
         if self._interrupted():
             raise KeyboardInterrupt  # there is nothing to report yet
-
-    def _check_lanes(self) -> None:
-        wanted = self._options.lane
-        used = self._lanes_in_use()
-        if wanted is not None and used != {wanted}:
-            raise AembusError(
-                f"this lane is not to be had here, see `aembus doctor`, lane={wanted!r}, "
-                f"used={sorted(used)}"
-            )
 
     def _lanes_in_use(self) -> set[str]:
         producers = (self._board.lane(number) for number in range(self._options.producers))
@@ -324,6 +316,17 @@ class StressRun:
                 idle.append(f"worker {worker}")
         producers = {*range(self._options.producers)}
         return idle + [f"producer {number}" for number in sorted(producers - came_from)]
+
+
+def _check_lane(lane: str | None) -> None:
+    if lane == "c":
+        try:
+            importlib.import_module("aembus.shm._lane")
+        except ImportError as error:
+            raise OpenError(
+                "the lane in C was not built here; install a C compiler and aembus again, or take "
+                f"the lane in plain Python (--lane python), error={error}"
+            ) from error
 
 
 def _other_failures(members: list[dict[str, Any]], killed: int) -> Iterator[str]:

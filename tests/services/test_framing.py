@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,6 +129,27 @@ def test_raw_makes_one_message_of_what_arrives_together() -> None:
     assert framer.feed(b"abcd") == (Message(b"abcd"),)
     assert framer.feed(b"abcdefghi") == [Message(b"abcd"), Message(b"efgh"), Message(b"i")]
     assert framer.feed(b"") == ()
+
+
+@pytest.mark.parametrize(
+    ("framer", "head"),
+    [(LineFramer(1 << 21), b""), (LengthFramer(1 << 21), (1 << 21).to_bytes(4, "big"))],
+)
+def test_one_byte_more_copies_nothing(framer: Framer, head: bytes) -> None:
+    """What has arrived of a message is not copied again for each piece that follows."""
+    framer.feed(head + bytes(1 << 20))
+    copied = []
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            framer.feed(b"x")
+            _, peak = tracemalloc.get_traced_memory()
+            copied.append(peak - before)
+    finally:
+        tracemalloc.stop()
+    assert sorted(copied)[-2] < 10_000  # the buffer itself may have to grow once
 
 
 def test_messages_before_a_fault_come_first() -> None:

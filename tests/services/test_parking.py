@@ -249,6 +249,7 @@ def test_nothing_is_kept_of_what_has_left() -> None:
     parking = Parking(BYTES_MAX)
     for number in range(1000):
         parking.park(number % 7, number, number % 50, source=number)
+    parking.park(8, "small", 1, source=2000)
     for slot in parking.slots():
         parking.flush(slot, always)
     assert parking.slots() == []

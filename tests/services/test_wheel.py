@@ -211,7 +211,7 @@ def test_one_tick_keeps_the_order_of_starts_through_all_levels(
     """Timers of one tick expire as they were started, wherever they were put at that time."""
     monkeypatch.setattr(wheel, "MOVES_PER_TICK", moves_per_tick)
     timers: TimingWheel[int] = TimingWheel(0, slot_bits=2)
-    now_ns, due_ns = 0, 1000 * MS
+    now_ns, due_ns = 0, 1024 * MS  # where blocks of several levels begin
     for timer_id in range(1000, 0, -1):
         timers.start(timer_id, due_ns - timer_id % 2, timer_id)
         now_ns += MS - 1
@@ -323,7 +323,7 @@ def test_a_step_back_of_now_is_ignored() -> None:
 
 
 def test_the_next_block_is_brought_down_before_it_begins() -> None:
-    """Advanced tick by tick, no call has to move more timers than a tick's share."""
+    """Advanced when it asks for it, the wheel moves no more at a time than a few ticks' share."""
     with mock.patch.object(wheel, "MOVES_PER_TICK", 4):
         timers: TimingWheel[int] = TimingWheel(0)
         for timer_id in range(1000):
@@ -338,9 +338,10 @@ def test_the_next_block_is_brought_down_before_it_begins() -> None:
             return done
 
         with mock.patch.object(TimingWheel, "_bring_down", counting):
-            expired = [timer for now in range(1280) for timer in timers.advance(now * MS)]
+            expired = [timer for _, batch in follow(timers) for timer in batch]
     assert len(expired) == sum(moved) == 1000
-    assert max(moved) <= 4
+    assert max(moved) <= 4 * wheel.TICKS_MADE_UP_MAX
+    assert sorted(moved)[-2] <= 4  # after the first call, which came after a long sleep
 
 
 def test_starting_and_cancelling_for_ever_keeps_nothing() -> None:
@@ -402,6 +403,15 @@ def test_a_due_time_out_of_reach_is_refused() -> None:
     with pytest.raises(OverflowError, match=r"ticks=512, ticks_max=511$"):
         timers.start(2, 512 * MS, 0)
     assert timers.advance(HOUR) == [(1, 0)]
+
+
+def test_the_reach_does_not_shrink_when_a_limit_cuts_short() -> None:
+    """A block of the highest level is in reach of the tick reached, however often that is cut."""
+    timers: TimingWheel[int] = TimingWheel(0, slot_bits=1)
+    timers.start(1, 511 * MS, 0)
+    assert timers.advance(HOUR, limit=0) == []
+    timers.start(2, (511 + 256) * MS, 0)
+    assert timers.advance(HOUR) == [(1, 0), (2, 0)]
 
 
 def test_too_many_timers_in_one_slot_are_refused() -> None:

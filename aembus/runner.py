@@ -1,0 +1,151 @@
+"""Running a member: the loop that delivers what arrives and sleeps when nothing is there.
+
+One thread at a time runs a member.  After each round of deliveries it hands over replies that
+others wait for, and posts the producers that wait for room.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from aembus.calls import Calls
+from aembus.errors import BusBroken
+from aembus.events import EventStruct
+from aembus.sender import Sender
+from aembus.shm.inbox import Inbox
+
+log = logging.getLogger("aembus")
+
+FOREVER_S: Final = 3600.0
+SPIN_VARIABLE: Final = "AEMBUS_SPIN_US"
+
+
+def spin_from_environment() -> float:
+    """Return how long to look for jobs before sleeping, in seconds, as the environment says."""
+    return float(os.environ.get(SPIN_VARIABLE, "0")) / 1e6
+
+
+class Runner:
+    """Runs one member.
+
+    Args:
+        event_struct, inbox, sender, calls: the member's parts.
+        check: raises if the bus is closed or broken.
+    """
+
+    def __init__(
+        self,
+        event_struct: EventStruct,
+        inbox: Inbox,
+        sender: Sender,
+        calls: Calls,
+        check: Callable[[], object],
+    ) -> None:
+        self._event_struct = event_struct
+        self._inbox = inbox
+        self._sender = sender
+        self._calls = calls
+        self._check = check
+        self._running = threading.Lock()
+        self._stopping = False
+        self._runs_in = 0  # the thread that delivers now
+        self._afterwards: Callable[[], None] | None = None
+        self._thread: threading.Thread | None = None
+
+    def run(self, spin_s: float) -> None:
+        """Deliver until `stop`; after the last job, look for more for `spin_s` before sleeping."""
+        self._check()
+        with self._running:
+            while not self._stopping:
+                if self._deliver() or (spin_s and self._spin(spin_s)):
+                    continue
+                self._inbox.wait(self._has_work, FOREVER_S)
+        self._finish()
+
+    def poll(self, timeout_s: float) -> int:
+        """Deliver what is there, waiting for the first job; return how many were handled."""
+        self._check()
+        with self._running:
+            handled = self._deliver()
+            if not handled and timeout_s > 0 and self._inbox.wait(self._has_work, timeout_s):
+                handled = self._deliver()
+        self._finish()
+        return handled
+
+    def run_in_thread(self, spin_s: float) -> threading.Thread:
+        """Run in a thread of its own; return it."""
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run_thread, args=(spin_s,), name="aembus-run", daemon=True
+            )
+            self._thread.start()
+        return self._thread
+
+    def _run_thread(self, spin_s: float) -> None:
+        try:
+            self.run(spin_s)
+        except BusBroken as error:
+            log.error("%s", error)
+
+    def stop(self) -> None:
+        """Make `run` return after the job in hand; from any thread or signal handler."""
+        self._stopping = True
+        self._event_struct.stop()
+        self._inbox.wake()
+
+    def join(self) -> None:
+        """Wait for the thread of `run_in_thread`, unless this is it."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def in_handler(self) -> bool:
+        """Say whether this is called by a handler."""
+        return self._runs_in == threading.get_ident()
+
+    def afterwards(self, action: Callable[[], None]) -> None:
+        """Do something once the delivery that runs now has ended."""
+        self._afterwards = action
+
+    def _finish(self) -> None:
+        action, self._afterwards = self._afterwards, None
+        if action is not None:
+            action()
+        else:
+            self._check_broken()
+
+    def _check_broken(self) -> None:
+        try:
+            self._check()
+        except BusBroken:
+            raise
+        except Exception:
+            log.debug("ended because the bus was closed")
+
+    def _deliver(self) -> int:
+        self._runs_in = threading.get_ident()
+        try:
+            handled = self._event_struct.deliver()
+        finally:
+            self._runs_in = 0
+        if self._inbox.has_replies():
+            self._calls.take_replies()
+        if handled:
+            for slot in self._inbox.producers_wanting_room():
+                self._sender.ring(slot)
+        return handled
+
+    def _has_work(self) -> bool:
+        return self._stopping or self._inbox.has_jobs() or self._inbox.has_replies()
+
+    def _spin(self, spin_s: float) -> bool:
+        has_work = self._has_work
+        until = time.monotonic() + spin_s
+        while not has_work():
+            if time.monotonic() >= until:
+                return False
+        return True
