@@ -8,7 +8,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,11 +16,11 @@ from typing import Any, Final
 from bench import machine
 from bench.contest import Contest, Entrant
 from bench.driver import Driver
-from bench.drivers import LANES, PEERS, POLLING
 from bench.drivers.limit import SHAPE as LIMIT_SHAPE
 from bench.drivers.limit import LimitDriver
 from bench.progress import Progress
 from bench.report import LIMIT, Cell, describe
+from bench.transports import LANES, PEERS, POLLING
 from bench.work import ROUND_TRIP, SHAPES, SIZE_MAX, Shape, blob
 
 ROUND_S: Final = 0.4
@@ -79,7 +78,9 @@ def _run(options: Options) -> int:
         print(f"  left out: {name}: {reason}")
     cells = []
     plans = list(_plans(options, ours, peers))
-    progress = Progress(sum(len(plan.entrants) * len(plan.sizes) for plan in plans) * options.rounds)
+    progress = Progress(
+        sum(len(plan.entrants) * len(plan.sizes) for plan in plans) * options.rounds
+    )
     with tempfile.TemporaryDirectory(prefix="aembus-bench-") as scratch:
         for plan in plans:
             with Contest(plan.entrants, Path(scratch), options.round_s, progress) as contest:

@@ -6,6 +6,7 @@ else the machine does falls on all alike.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -148,13 +149,13 @@ class Contest:
         for name in names[first:] + names[:first]:
             yield name, self._crews[name]
 
-    def _failing(self, name: str) -> _Failing:
-        return _Failing(self, name)
-
-    def drop(self, name: str, reason: str) -> None:
-        """Take a transport out of the contest."""
-        self.failures[name] = reason
-        self._crews.pop(name).stop()
+    @contextlib.contextmanager
+    def _failing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except CrewFailed as error:
+            self.failures[name] = str(error)
+            self._crews.pop(name).stop()
 
     def _calibrate(self, measure: Callable[[int], int]) -> int:
         # How many jobs make a round of the wanted length; these first ones also warm up.
@@ -164,24 +165,3 @@ class Contest:
             if passed_s >= self._round_s / 4:
                 return max(1, int(jobs * self._round_s / passed_s))
             jobs = int(jobs * min(GROWTH_MAX, max(2.0, self._round_s / 3 / passed_s)))
-
-
-class _Failing:
-    """Takes the transport out whose turn raises CrewFailed."""
-
-    def __init__(self, contest: Contest, name: str) -> None:
-        self._contest, self._name = contest, name
-
-    def __enter__(self) -> None:
-        """Nothing yet."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if isinstance(error, CrewFailed):
-            self._contest.drop(self._name, str(error))
-            return True
-        return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,9 +23,10 @@ from bench.work import ROUND_TRIP, Batch, batches
 from bench.worker import QUIT, READY, ROUND, UP, run_worker
 
 SPAWN: Final = multiprocessing.get_context("spawn")
+SIGNALS: Final = (signal.SIGINT,)
 ROUND_S_MAX: Final = 60.0
 START_S_MAX: Final = 60.0
-STOP_S_MAX: Final = 5.0
+STOP_S_MAX: Final = 15.0
 
 
 class CrewFailed(Exception):
@@ -80,10 +82,16 @@ class Crew:
             process = SPAWN.Process(
                 target=run_worker,
                 args=(role, self.driver, index, theirs, go),
-                name=f"bench {self.driver.name} {role} {index}",
+                name=f"{self.driver.name} {role} {index}",
+                daemon=True,
             )
-            process.start()
-        self._members.append((process, ours))
+            # Ctrl-C and the like are for the bench alone: a worker never gets them.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                process.start()
+                self._members.append((process, ours))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return ours
 
     # --- rounds ---------------------------------------------------------------------------------
@@ -102,7 +110,11 @@ class Crew:
         if found != expected:
             self._broken = True
             raise CrewFailed(f"count and sum of the jobs are {found}, expected {expected}")
-        ends = [report[0] for report in reports[: len(self._takers)] or reports]
+        taken = reports[: len(self._takers)]
+        if self.driver.shape.copies > 1 and len({report[1:] for report in taken}) > 1:
+            self._broken = True
+            raise CrewFailed(f"not every consumer got every job: {[r[1:] for r in taken]}")
+        ends = [report[0] for report in taken or reports]
         return expected[0], max(ends) - began
 
     def exchange(self, exchanges: int, size: int) -> list[int]:

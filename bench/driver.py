@@ -35,7 +35,14 @@ class Quit(Exception):
     """Raised by the handler to leave a consumer's loop."""
 
 
-class Producer(ABC):
+class End:
+    """What a worker process holds of a transport."""
+
+    def close(self) -> None:
+        """Let go of it, where the end of the process would not do that as well."""
+
+
+class Producer(End, ABC):
     """A producer's end, in its process.  `prepare` is not measured; `send` and `end` are."""
 
     batch: Batch
@@ -56,11 +63,8 @@ class Producer(ABC):
         """Return count and sum of the jobs that were handled here: none, but in the limit."""
         return (0, 0)
 
-    def close(self) -> None:
-        """Let go of what `Driver.producer` opened."""
 
-
-class Consumer(ABC):
+class Consumer(End, ABC):
     """A consumer's end, in its process.
 
     takes_event: the transport calls handlers by itself, with an event before the data.
@@ -80,11 +84,8 @@ class Consumer(ABC):
         """Make `run` return; called by the handler."""
         raise Quit
 
-    def close(self) -> None:
-        """Let go of what `Driver.consumer` opened."""
 
-
-class Pinger(ABC):
+class Pinger(End, ABC):
     """The side of a round trip that begins and takes the time."""
 
     @abstractmethod
@@ -96,19 +97,13 @@ class Pinger(ABC):
         Each batch ends with an END_NUMBER, which is not answered.
         """
 
-    def close(self) -> None:
-        """Let go of what `Driver.pinger` opened."""
 
-
-class Ponger(ABC):
+class Ponger(End, ABC):
     """The side of a round trip that answers."""
 
     @abstractmethod
     def run(self, next_round: Callable[[], bool]) -> None:
         """Answer every job; at each END_NUMBER ask whether there is another round."""
-
-    def close(self) -> None:
-        """Let go of what `Driver.ponger` opened."""
 
 
 class Driver(ABC):
@@ -123,7 +118,6 @@ class Driver(ABC):
     name: ClassVar[str]
     package: ClassVar[str] = ""  # what is to be installed, "" if it is there anyway
     module: ClassVar[str] = ""
-    shapes_unfit: ClassVar[frozenset[str]] = frozenset()
     trips: ClassVar[frozenset[bool]] = frozenset({False, True})  # values of `spin` that it can do
 
     def __init__(self, shape: Shape, scratch: Path, *, spin: bool = False) -> None:

@@ -27,7 +27,6 @@ PR_SET_PDEATHSIG: Final = 1
 
 def run_worker(role: str, driver: Driver, index: int, control: Connection, go: Connection) -> None:
     """Be a worker: the target of its process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the bench alone
     _end_with_parent()
     try:
         _ROLES[role](driver, index, control, go)

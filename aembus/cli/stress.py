@@ -20,8 +20,8 @@ from aembus.cli.usage import Commands, WrongUsage, add_command, bus_name
 from aembus.shm import layout
 
 if TYPE_CHECKING:
+    from aembus.stress.options import Options
     from aembus.stress.report import Report
-    from aembus.stress.run import Options
 
 STDOUT: Final = "-"
 EXIT_INTERRUPTED: Final = 130
@@ -116,7 +116,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace) -> Options:
     from aembus.stress import room
-    from aembus.stress.run import Options
+    from aembus.stress.options import Options
 
     members = 1 + arguments.producers + arguments.workers
     if members > layout.SLOTS_MAX:

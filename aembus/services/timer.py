@@ -52,6 +52,7 @@ class TimerService(Service):
         self._wheel: TimingWheel[HandlerTimer | PointTimer] = TimingWheel(host.now_ns())
         self._due_ns: dict[int, int] = {}  # of periodic ones: when the running period ends
         self._named: dict[str, int] = {}
+        self._one_shots: dict[Caller, HandlerTimer] = {}
         self._closing = False
         self._expired = 0
         self._orphans = 0
@@ -62,8 +63,15 @@ class TimerService(Service):
     @call
     def start_handler(self, caller: Caller, timer_id: int, due_ns: int, period_ns: int) -> None:
         """Start a timer whose handler is in the caller's process."""
-        entry = HandlerTimer(caller.slot, caller.incarnation, period_ns)
+        if period_ns:
+            entry = HandlerTimer(caller.slot, caller.incarnation, period_ns)
+        else:  # one object for all of a process: there may be millions of them
+            entry = self._one_shots.get(caller) or self._add_one_shot(caller)
         self._start(timer_id, due_ns, entry)
+
+    def _add_one_shot(self, caller: Caller) -> HandlerTimer:
+        entry = self._one_shots[caller] = HandlerTimer(caller.slot, caller.incarnation, 0)
+        return entry
 
     @call
     def start_point(
@@ -133,6 +141,10 @@ class TimerService(Service):
             self._wheel.start(timer_id, due_ns, entry)
         elif isinstance(entry, PointTimer) and entry.name is not None:
             self._named.pop(entry.name, None)
+
+    def on_member_gone(self, slot: int, incarnation: int) -> None:
+        """Forget the process; its timers are dropped when they are due."""
+        self._one_shots.pop(Caller(slot, incarnation), None)
 
     def close_intakes(self) -> None:
         """Fire nothing any more."""

@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import Final, TextIO
 
-from aembus.stress.run import Progress
+from aembus.stress.options import Progress
 
 BAR: Final = 24
 REDRAW_S: Final = 0.1

@@ -7,31 +7,29 @@ ledgers.  All names in /dev/shm are the bus's, so they go with it however the ru
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import random
 import select
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 from aembus.control import ControlClient
-from aembus.errors import AembusError, BusBroken, OpenError
-from aembus.shm import lanes, names
-from aembus.stress import room, verdict
+from aembus.errors import AembusError, BusBroken
+from aembus.shm import names
+from aembus.stress import room, surroundings, verdict
 from aembus.stress.board import OVER, QUIET, SENDING, Board
 from aembus.stress.histogram import Histogram
 from aembus.stress.kills import Killer
 from aembus.stress.ledger import Ledger
 from aembus.stress.load import Producers
 from aembus.stress.observer import Observer
+from aembus.stress.options import Options, Progress
 from aembus.stress.producer import ProducerTask
 from aembus.stress.report import Course, Kill, Report
 from aembus.stress.worker import WorkerTask
 from aembus.supervisor.configuration import WorkerSpec
-from aembus.supervisor.ownership import BusLock, sweep
 from aembus.supervisor.supervisor import Supervisor
 
 WORKER: Final = "aembus.stress.worker:main"
@@ -42,36 +40,6 @@ SAMPLE_S: Final = 0.25
 START_S: Final = 60.0  # and a second for each producer: a machine may be slow, but not for ever
 QUIET_S: Final = 15.0
 STANDSTILL_S: Final = 10.0  # without a job finished: then what is queued stays queued
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to run; see `aembus stress --help`."""
-
-    bus: str
-    producers: int
-    workers: int
-    seconds: float
-    size: int
-    seed: int
-    kill_every_s: float | None = None
-    lane: str | None = None
-    pin: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is.
-
-    stage: "starting", "running" or "draining".
-    done, all: of the producers that are starting, of the seconds to run, of the jobs queued.
-    """
-
-    stage: str
-    done: float
-    all: float
-    rate_per_s: float = 0.0
-    kills: int = 0
 
 
 class StressRun:
@@ -102,15 +70,14 @@ class StressRun:
         Raises: AembusError if the bus or a producer could not start or ended by itself.
         """
         options = self._options
-        _check_lane(options.lane)
         sizes = room.choose(
             options.producers, options.workers, options.size, options.kill_every_s is not None
         )
         task = WorkerTask(self._nonce, sizes.slots, options.producers)
         spec = WorkerSpec(WORKER_KIND, WORKER, options.workers, (task.to_json(),))
         with (
-            _environment(lanes.VARIABLE, options.lane),
-            _pinned(options.pin),
+            surroundings.chosen_lane(options.lane),
+            surroundings.one_core(options.pin),
             tempfile.TemporaryDirectory(prefix="aembus-stress-") as state,
         ):
             supervisor = Supervisor(
@@ -126,7 +93,7 @@ class StressRun:
                 with supervisor, contextlib.ExitStack() as opened:
                     return self._run_on(supervisor.pid, opened)
             finally:
-                _sweep_up(options.bus)
+                surroundings.sweep_up(options.bus)
 
     def _run_on(self, supervisor_pid: int, opened: contextlib.ExitStack) -> Report:
         options = self._options
@@ -318,17 +285,6 @@ class StressRun:
         return idle + [f"producer {number}" for number in sorted(producers - came_from)]
 
 
-def _check_lane(lane: str | None) -> None:
-    if lane == "c":
-        try:
-            importlib.import_module("aembus.shm._lane")
-        except ImportError as error:
-            raise OpenError(
-                "the lane in C was not built here; install a C compiler and aembus again, or take "
-                f"the lane in plain Python (--lane python), error={error}"
-            ) from error
-
-
 def _other_failures(members: list[dict[str, Any]], killed: int) -> Iterator[str]:
     workers = [member for member in members if member["kind"] == "worker"]
     failed = sum(worker["failed"] for worker in workers)
@@ -337,39 +293,3 @@ def _other_failures(members: list[dict[str, Any]], killed: int) -> Iterator[str]
     by_themselves = sum(worker["restarts"] for worker in workers) - killed
     if by_themselves > 0:
         yield f"{by_themselves} workers ended by themselves"
-
-
-def _sweep_up(bus: str) -> None:
-    # There is something only if the supervisor was killed.
-    with contextlib.suppress(OpenError):  # another one runs the bus: so we did not
-        lock = BusLock(bus)
-        sweep(bus)
-        lock.release()
-
-
-@contextlib.contextmanager
-def _environment(variable: str, value: str | None) -> Iterator[None]:
-    # For the processes that are started meanwhile.
-    before = os.environ.get(variable)
-    if value is not None:
-        os.environ[variable] = value
-    try:
-        yield
-    finally:
-        if value is not None:
-            if before is None:
-                del os.environ[variable]
-            else:
-                os.environ[variable] = before
-
-
-@contextlib.contextmanager
-def _pinned(pin: bool) -> Iterator[None]:
-    # One core for this process and, as they inherit it, for all that it starts.
-    before = os.sched_getaffinity(0)
-    if pin:
-        os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

@@ -31,6 +31,7 @@ from aembus.shm.lanes import Record
 
 log = logging.getLogger("aembus")
 
+PARKED_ITEM_BYTES: Final = 512  # what a parked job takes beside its payload
 PARKED_BYTES_MAX: Final = 1024 * 1024
 BUILT_IN: Final = {
     "timer": "aembus.services.timer:TimerService",
@@ -48,6 +49,7 @@ class Parked:
     target: Target
     job: Job
     point: str | None
+    source: int
 
 
 class Hosting:
@@ -165,7 +167,7 @@ class Hosting:
         self._bound = None
         rescued = not self._turn_scheduled and self._inbox.has_jobs()
         self._inbox.watch_for_lost_posts(rescued)
-        if rescued or len(self._parking):
+        if rescued or self._parking.slots():
             self._schedule_turn()
         else:
             self._sleep_bounded()
@@ -265,22 +267,22 @@ class Hosting:
         job = Job(payload, IN_TURN if key_hash is None else key_hash)
         targets = self._sender.pick(route, job)
         for target in targets:
-            self._send_or_park(Parked(target, job, point), source)
+            self._send_or_park(Parked(target, job, point, source))
         return len(targets)
 
     def send(self, target: Target, job: Job, source: int = 0) -> int:
         """See Host."""
-        return self._send_or_park(Parked(target, job, None), source)
+        return self._send_or_park(Parked(target, job, None, source))
 
-    def _send_or_park(self, parked: Parked, source: int) -> int:
+    def _send_or_park(self, parked: Parked) -> int:
         try:
-            return self._try_send_or_park(parked, source)
+            return self._try_send_or_park(parked)
         except AembusError as error:  # the turn goes on: the others must not wait for this one
             log.error("a job to slot %d becomes a dead letter: %s", parked.target.slot, error)
             self._on_lost(parked, f"{type(error).__name__}: {error}")
             return 1
 
-    def _try_send_or_park(self, parked: Parked, source: int) -> int:
+    def _try_send_or_park(self, parked: Parked) -> int:
         slot = parked.target.slot
         if not self._parking.is_parked(slot):
             sent = self._sender.try_send(parked.target, parked.job)
@@ -290,7 +292,8 @@ class Hosting:
             sent = self._sender.try_send(parked.target, parked.job)  # room that came meanwhile
             if sent != FULL:
                 return sent
-        self._parking.park(slot, parked, len(parked.job.payload), source)
+        size_bytes = len(parked.job.payload) + PARKED_ITEM_BYTES
+        self._parking.park(slot, parked, size_bytes, parked.source)
         return 1
 
     def _flush_parked(self) -> None:
@@ -315,7 +318,7 @@ class Hosting:
                 self._on_lost(parked, MEMBER_WENT)
             return  # else an expiry, for a process that is no more
         key_hash = None if parked.job.key_hash == IN_TURN else parked.job.key_hash
-        if not self.activate(parked.point, parked.job.payload, key_hash):
+        if not self.activate(parked.point, parked.job.payload, key_hash, parked.source):
             self._on_lost(parked, MEMBER_WENT)
 
     def has_events(self, point: str) -> bool:
@@ -351,6 +354,7 @@ class Hosting:
             if slot not in members:
                 for parked in self._parking.take_all(slot):
                     self._route_anew(parked)
+                self._schedule_turn()  # its flush names the sources that this slot held back
 
     def on_member_gone(self, slot: int, incarnation: int) -> None:
         """Tell every service."""

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 import posix_ipc
+
 from bench.driver import Consumer, Driver, MessageConsumer, MessageProducer, Producer
 from bench.work import SIZE_MAX
 

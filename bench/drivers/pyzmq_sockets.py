@@ -42,6 +42,7 @@ class PyzmqDriver(Driver):
         consumers = self.shape.consumers
         if self.shape.route == "all":
             publisher = _socket(zmq.XPUB)
+            publisher.xpub_verbose = True  # say each subscription, not only the first
             publisher.bind(self._address("fan-out"))
             for _ in range(consumers):
                 publisher.recv()

@@ -212,11 +212,24 @@ def test_one_tick_keeps_the_order_of_starts_through_all_levels(
     monkeypatch.setattr(wheel, "MOVES_PER_TICK", moves_per_tick)
     timers: TimingWheel[int] = TimingWheel(0, slot_bits=2)
     now_ns, due_ns = 0, 1024 * MS  # where blocks of several levels begin
-    for timer_id in range(1000, 0, -1):
+    for timer_id in range(1023, 0, -1):
         timers.start(timer_id, due_ns - timer_id % 2, timer_id)
         now_ns += MS - 1
         assert timers.advance(now_ns) == []
-    assert timers.advance(due_ns) == [(i, i) for i in range(1000, 0, -1)]
+    assert timers.advance(due_ns) == [(i, i) for i in range(1023, 0, -1)]
+
+
+def test_a_block_opens_only_after_those_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A late start overtakes none that still waits two levels higher behind many others."""
+    monkeypatch.setattr(wheel, "MOVES_PER_TICK", 1)
+    timers: TimingWheel[str] = TimingWheel(0, slot_bits=2)
+    for timer_id in range(2000):
+        timers.start(timer_id, (1024 + 128) * MS, "ahead of it in its slot")
+    timers.start(2000, 1024 * MS, "early start")
+    for tick in range(1024):
+        assert timers.advance(tick * MS) == []
+    timers.start(2001, 1024 * MS, "late start")
+    assert timers.advance(1024 * MS) == [(2000, "early start"), (2001, "late start")]
 
 
 def test_a_restart_replaces_and_goes_to_the_end() -> None:

@@ -6,6 +6,8 @@ import importlib
 from types import ModuleType
 from typing import Final
 
+import pytest
+
 from aembus.shm import layout
 from aembus.shm.lane import LaneConsumer, LaneCounts, LaneProducer
 
@@ -24,6 +26,13 @@ def implementations() -> list[ModuleType]:
         except ImportError:
             continue
     return found
+
+
+def use(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    """Make this process's buses use one implementation of the lane from now on."""
+    monkeypatch.setattr("aembus.shm.peer.LaneProducer", module.LaneProducer)
+    monkeypatch.setattr("aembus.shm.inbox.LaneConsumer", module.LaneConsumer)
+    monkeypatch.setattr("aembus.sender.CPublisher", getattr(module, "Publisher", None))
 
 
 class LaneMemory:
