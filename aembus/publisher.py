@@ -31,6 +31,11 @@ class Gate:
         self.lock = threading.RLock()
         self.busy = False
 
+    def is_held_here(self) -> bool:
+        """Say whether this thread is inside, so that its caller was interrupted by a signal."""
+        held: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # as Condition asks it
+        return held
+
 
 class Destination(NamedTuple):
     """Where a job goes: a lane, the inbox that it is in, and the event there."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeVar
@@ -74,6 +75,38 @@ class Route:
 _Pick = Callable[[_T, Job], Sequence[Target]]
 
 
+class _Decision:
+    """Whether a publication has come so far that it is carried out, whatever interrupts it."""
+
+    __slots__ = ("made",)
+
+    def __init__(self) -> None:
+        self.made = False
+
+
+class _Deferred:
+    """An activation by a signal handler that interrupted another one; published after that."""
+
+    __slots__ = ("decision", "publish", "running", "thread")
+
+    def __init__(
+        self, sender: Sender, pick: _Pick[_T], subject: _T, job: Job, lane_class: int
+    ) -> None:
+        self.decision = _Decision()
+        self.running = False
+        self.thread = threading.get_ident()
+
+        def publish() -> None:
+            jobs = sender._publish(pick, subject, job, lane_class, self.decision)
+            if jobs == FULL:
+                what = "an activation in a signal handler"
+                sender._publish_when_room(
+                    pick, subject, job, lane_class, DEFERRED_TIMEOUT_S, what, self.decision
+                )
+
+        self.publish = publish
+
+
 class Sender:
     """Publishes jobs for one member.
 
@@ -99,10 +132,10 @@ class Sender:
         self._words: Sequence[int] | memoryview = reader.words
         self._generation_word = reader.generation_word
         self._gate = Gate()
-        self._deferred: list[Callable[[], int]] = []
+        self._deferred: list[_Deferred] = []
         self._peers: dict[int, Peer] = {}
         self._refusal: AembusError | None = None
-        self._waiting_for_room: dict[tuple[int, int], int] = {}
+        self._waiting_for_room: dict[tuple[int, int], set[object]] = {}
         self._routes: list[Route] = []
         self._lanes_opened = 0
         self.routing = Routing(*reader.read())
@@ -127,7 +160,11 @@ class Sender:
         """
         publisher = route.publisher
         if publisher is not None:
-            jobs = publisher.publish(payload, key_hash)
+            try:
+                jobs = publisher.publish(payload, key_hash)
+            finally:
+                if self._deferred:
+                    self._publish_deferred()
             if jobs:
                 return jobs
         jobs = self._publish(self._pick, route, Job(payload, key_hash), layout.CLASS_NORMAL)
@@ -165,21 +202,39 @@ class Sender:
 
     # --- publishing -----------------------------------------------------------------------------
 
-    def _publish(self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int) -> int:
+    def _publish(
+        self,
+        pick: _Pick[_T],
+        subject: _T,
+        job: Job,
+        lane_class: int,
+        decision: _Decision | None = None,
+    ) -> int:
+        try:
+            return self._publish_now(pick, subject, job, lane_class, decision or _Decision())
+        finally:
+            if self._deferred:
+                try:
+                    self._publish_deferred()
+                finally:  # again, if a signal handler raised in the middle
+                    self._publish_deferred()
+
+    def _publish_now(
+        self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int, decision: _Decision
+    ) -> int:
         peers: list[Peer] = []
         try:
             with self._gate.lock:
                 if self._gate.busy:  # a signal handler inside an activation of the same thread
-                    self._deferred.append(
-                        lambda: self._publish_late(pick, subject, job, lane_class)
-                    )
-                    return len(pick(subject, job))
+                    targets = pick(subject, job)
+                    self._deferred.append(_Deferred(self, pick, subject, job, lane_class))
+                    return len(targets)
                 self._gate.busy = True
                 try:
                     if self._words[self._generation_word] != self.routing.generation:
                         self._refresh()
                     targets = pick(subject, job)
-                    published = self._claim_and_commit(targets, job, lane_class, peers)
+                    published = self._claim_and_commit(targets, job, lane_class, peers, decision)
                 finally:
                     self._gate.busy = False
             # Releasing the lock was the fence between storing tail and reading sleeping.
@@ -189,21 +244,22 @@ class Sender:
             fence()
             for peer in peers:
                 peer.ring()
-            self._publish_deferred()
             raise
-        if self._deferred:
-            self._publish_deferred()
         return published
 
     def _claim_and_commit(
-        self, targets: Sequence[Target], job: Job, lane_class: int, peers: list[Peer]
+        self,
+        targets: Sequence[Target],
+        job: Job,
+        lane_class: int,
+        peers: list[Peer],
+        decision: _Decision,
     ) -> int:
         payload, key_hash, kind, flags, deadline_ns, reply_id, addressee = job
         if key_hash == IN_TURN:
             key_hash = 0
         now_ns = time.monotonic_ns()
         lanes = []
-        decided = False
         try:
             for slot, event_id in targets:
                 peer = self._peers.get(slot) or self._open_peer(slot)
@@ -226,12 +282,12 @@ class Sender:
                         claimed.abort()
                     return FULL
                 peers.append(peer)
-            decided = True
+            decision.made = True
             for lane in lanes:
                 lane.commit()
         except BaseException:
             for lane in lanes:
-                if decided:
+                if decision.made:
                     lane.commit()
                 else:
                     lane.abort()
@@ -239,18 +295,21 @@ class Sender:
         return len(lanes)
 
     def _publish_deferred(self) -> None:
-        while self._deferred and not self._gate.busy:
+        if self._gate.is_held_here():
+            return  # the activation that was interrupted does it, once it is through
+        me = threading.get_ident()
+        for deferred in [d for d in self._deferred if d.thread == me and not d.running]:
+            deferred.running = True
             try:
-                self._deferred.pop(0)()
+                if not deferred.decision.made:
+                    deferred.publish()
             except AembusError:
                 log.exception("an activation from a signal handler failed")
-
-    def _publish_late(self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int) -> int:
-        jobs = self._publish(pick, subject, job, lane_class)
-        if jobs == FULL:
-            what = "an activation in a signal handler"
-            jobs = self._publish_when_room(pick, subject, job, lane_class, DEFERRED_TIMEOUT_S, what)
-        return jobs
+            finally:
+                deferred.running = False
+            # Not reached if a signal handler raised: then the next round finds out whether the
+            # decision was made.
+            self._deferred.remove(deferred)
 
     def _pick(self, route: Route, job: Job) -> Sequence[Target]:
         if route.generation != self.routing.generation:
@@ -267,8 +326,8 @@ class Sender:
     def _make_publisher(self, route: Route) -> None:
         # For the next activations: what of the route's lanes is not open yet stays None, and an
         # activation that needs one comes by here again.
-        with self._gate.lock:
-            if route.generation != self.routing.generation:
+        with self._alone() as alone:
+            if not alone or route.generation != self.routing.generation:
                 return
             groups = route.queue.groups()
             if groups and CPublisher is not None:
@@ -285,6 +344,22 @@ class Sender:
                     self._gate, self._words, route.generation, route.turn, destinations
                 )
             route.lanes_opened = self._lanes_opened
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        # Keeps other threads out, and this one's signal handlers; False in such a handler.
+        gate = self._gate
+        with gate.lock:
+            if gate.busy:
+                yield False
+                return
+            gate.busy = True
+            try:
+                yield True
+            finally:
+                gate.busy = False
+        if self._deferred:
+            self._publish_deferred()
 
     def _plain_destination(self, target: Target) -> Destination | None:
         lane, peer, _, _, event_id = self._destination(target)
@@ -305,12 +380,13 @@ class Sender:
         if self._refusal is not None:
             raise self._refusal
         self._drop_publishers()
-        self.routing = Routing(*self._reader.read())
+        routing = Routing(*self._reader.read())
         for slot, peer in list(self._peers.items()):
-            member = self.routing.members.get(slot)
+            member = routing.members.get(slot)
             if member is None or member.inbox_id != peer.inbox_id:
                 del self._peers[slot]
                 peer.close()
+        self.routing = routing  # last: if a signal handler raises before, all is done again
 
     def _drop_publishers(self) -> None:
         for route in self._routes:
@@ -319,8 +395,8 @@ class Sender:
 
     def refresh(self) -> Routing:
         """Return the current routing, reading the registry if its generation has changed."""
-        with self._gate.lock:
-            if self._words[self._generation_word] != self.routing.generation:
+        with self._alone() as alone:
+            if alone and self._words[self._generation_word] != self.routing.generation:
                 self._refresh()
             return self.routing
 
@@ -377,6 +453,7 @@ class Sender:
         lane_class: int,
         timeout_s: float,
         what: str,
+        decision: _Decision | None = None,
     ) -> int:
         deadline = time.monotonic() + timeout_s
         while True:
@@ -395,7 +472,8 @@ class Sender:
                 )
             with self._flags_raised(full, lane_class):
                 self._wait(_room_in([lane for _, lane in full]), left_s)
-                if (jobs := self._publish(pick, subject, job, lane_class)) != FULL:
+                jobs = self._publish(pick, subject, job, lane_class, decision)
+                if jobs != FULL:
                     return jobs
 
     @contextlib.contextmanager
@@ -403,20 +481,27 @@ class Sender:
         self, full: list[tuple[int, LaneProducer]], lane_class: int
     ) -> Iterator[None]:
         # Threads may wait for the same lane: the last one lowers its flag.
-        waiting = self._waiting_for_room
-        for slot, lane in full:
-            key = (slot, lane_class)
-            waiting[key] = waiting.get(key, 0) + 1
-            lane.want_room(True)
-        fence()  # SYNC POINT: pairs with the consumer's store of head and load of the flag
+        me = object()
         try:
+            for slot, lane in full:
+                self._waiting_for_room.setdefault((slot, lane_class), set()).add(me)
+                lane.want_room(True)
+            fence()  # SYNC POINT: pairs with the consumer's store of head and load of the flag
             yield
         finally:
-            for slot, lane in full:
-                key = (slot, lane_class)
-                waiting[key] -= 1
-                if not waiting[key]:
-                    lane.want_room(False)
+            try:
+                self._lower_flags(full, lane_class, me)
+            finally:  # again, if a signal handler raised in the middle
+                self._lower_flags(full, lane_class, me)
+
+    def _lower_flags(
+        self, full: list[tuple[int, LaneProducer]], lane_class: int, me: object
+    ) -> None:
+        for slot, lane in full:
+            waiting = self._waiting_for_room.setdefault((slot, lane_class), set())
+            waiting.discard(me)
+            if not waiting:
+                lane.want_room(False)
 
     def forget_parent(self, error: AembusError) -> None:
         """Make this copy, in a forked child, refuse everything; the parent's lanes stay as is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -15,18 +16,20 @@ from typing import Any, Final
 
 from bench import machine
 from bench.contest import Contest, Entrant
-from bench.driver import Driver
+from bench.driver import Driver, Trip
 from bench.drivers.limit import SHAPE as LIMIT_SHAPE
 from bench.drivers.limit import LimitDriver
 from bench.progress import Progress
 from bench.report import LIMIT, Cell, describe
-from bench.transports import LANES, PEERS, POLLING
+from bench.transports import LANES, PEERS
 from bench.work import ROUND_TRIP, SHAPES, SIZE_MAX, Shape, blob
 
 ROUND_S: Final = 0.4
 QUICK_ROUND_S: Final = 0.02
 CROWDED: Final = "sixtytwo_to_two"  # of the peers, only those in CROWDED_PEERS take part
 CROWDED_PEERS: Final = ("pyzmq",)
+TRIPS: Final = (Trip(apart=True), Trip(), Trip(spin=True, apart=True))
+PLACES: Final = {"apart": "each on a core of its own", "free": "where the scheduler puts them"}
 EXAMPLE: Final = """
 examples:
   python -m bench throughput --topologies one_to_one --sizes 48 --peers pyzmq,pipe
@@ -45,6 +48,7 @@ class Options:
     round_s: float
     sizes: list[int]
     shapes: list[Shape]
+    trips: list[Trip]
     lanes: list[str]
     peers: list[str]
     json: Path | None
@@ -137,8 +141,8 @@ def _plans(options: Options, ours: Drivers, peers: Drivers) -> Iterator[_Plan]:
     if options.what == "limit":
         yield _throughput(options, SHAPES["one_to_one"], ours, {})
     if options.what in ("roundtrip", "all"):
-        for spin in (False, True):
-            yield _round_trip(options, spin, ours, peers)
+        for trip in options.trips:
+            yield _round_trip(options, trip, ours, peers)
 
 
 def _throughput(options: Options, shape: Shape, ours: Drivers, peers: Drivers) -> _Plan:
@@ -161,17 +165,16 @@ def _throughput(options: Options, shape: Shape, ours: Drivers, peers: Drivers) -
     return _Plan(entrants, options.sizes, measure)
 
 
-def _round_trip(options: Options, spin: bool, ours: Drivers, peers: Drivers) -> _Plan:
-    drivers = [*ours.values(), *peers.values()]
-    if spin:
-        drivers[len(ours) : len(ours)] = [POLLING[lane] for lane in ours]
-    entrants = [Entrant(d.name, d, ROUND_TRIP, spin) for d in drivers if spin in d.trips]
-    waiting = "spinning" if spin else "sleeping"
+def _round_trip(options: Options, trip: Trip, ours: Drivers, peers: Drivers) -> _Plan:
+    drivers = [d for d in (*ours.values(), *peers.values()) if trip.spin in d.spins]
+    entrants = [Entrant(driver.name, driver, ROUND_TRIP, trip) for driver in drivers]
+    waiting = "spinning" if trip.spin else "sleeping"
+    place = "apart" if trip.apart else "free"
 
     def measure(contest: Contest, size: int) -> Cell:
         results = contest.measure_trips(size, options.rounds)
-        title = f"round trip, both sides {waiting}, {size} bytes: microseconds"
-        tags = {"waiting": waiting, "size": size}
+        title = f"round trip, both sides {waiting}, {PLACES[place]}, {size} bytes: microseconds"
+        tags = {"waiting": waiting, "place": place, "size": size}
         names = tuple(driver.name for driver in ours.values())
         return Cell("roundtrip", title, names, tags, results, dict(contest.failures))
 
@@ -237,10 +240,16 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         round_s=QUICK_ROUND_S if quick else ROUND_S,
         sizes=given["sizes"] or ([48] if quick else [48, 256, 1000]),
         shapes=[SHAPES[n] for n in given["topologies"] or (["one_to_one"] if quick else SHAPES)],
+        trips=_trips(quick),
         lanes=["c", "python"] if given["lane"] == "both" else [given["lane"]],
         peers=given["peers"],
         json=given["json"],
     )
+
+
+def _trips(quick: bool) -> list[Trip]:
+    possible = [t for t in TRIPS if not t.apart or len(os.sched_getaffinity(0)) > 1]
+    return possible[:1] if quick else possible
 
 
 def _positive(text: str) -> int:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from bench.crew import Crew, CrewFailed
-from bench.driver import Driver
+from bench.driver import NO_TRIP, Driver, Trip
 from bench.figures import percentile
 from bench.progress import Progress
 from bench.work import Shape
@@ -31,7 +31,7 @@ class Entrant:
     name: str
     driver: type[Driver]
     shape: Shape
-    spin: bool = False
+    trip: Trip = NO_TRIP
 
 
 @dataclass(slots=True)
@@ -75,7 +75,7 @@ class Contest:
         with ExitStack() as stack:
             for entrant in self._entrants:
                 self._progress.say(f"starting {entrant.name}, {entrant.shape.name}")
-                driver = entrant.driver(entrant.shape, self._scratch, spin=entrant.spin)
+                driver = entrant.driver(entrant.shape, self._scratch, entrant.trip)
                 crew = Crew(driver)
                 try:
                     self._crews[entrant.name] = stack.enter_context(crew)

@@ -11,6 +11,7 @@ import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from time import perf_counter_ns
@@ -33,6 +34,21 @@ _serial = count(1)
 
 class Quit(Exception):
     """Raised by the handler to leave a consumer's loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """How the two sides of a round trip wait, and where they run.
+
+    spin: poll instead of going to sleep.
+    apart: each side stays on a processor of its own; else the scheduler places them.
+    """
+
+    spin: bool = False
+    apart: bool = False
+
+
+NO_TRIP: Final = Trip()
 
 
 class End:
@@ -112,18 +128,18 @@ class Driver(ABC):
     Args:
         shape: who sends to whom.
         scratch: a folder that the bench removes at its end.
-        spin: in a round trip, poll instead of going to sleep.
+        trip: how a round trip is made.
     """
 
     name: ClassVar[str]
     package: ClassVar[str] = ""  # what is to be installed, "" if it is there anyway
     module: ClassVar[str] = ""
-    trips: ClassVar[frozenset[bool]] = frozenset({False, True})  # values of `spin` that it can do
+    spins: ClassVar[frozenset[bool]] = frozenset({False, True})  # how its round trips can wait
 
-    def __init__(self, shape: Shape, scratch: Path, *, spin: bool = False) -> None:
+    def __init__(self, shape: Shape, scratch: Path, trip: Trip = NO_TRIP) -> None:
         self.shape = shape
         self.scratch = str(scratch)
-        self.spin = spin
+        self.trip = trip
         self.serial = next(_serial)
 
     @classmethod

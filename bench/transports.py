@@ -7,9 +7,7 @@ from typing import Final
 from bench.driver import Driver
 from bench.drivers.aembus_bus import (
     AembusCDriver,
-    AembusCPollDriver,
     AembusPythonDriver,
-    AembusPythonPollDriver,
 )
 from bench.drivers.faster_fifo_queue import FasterFifoDriver
 from bench.drivers.iceoryx import IceoryxDriver
@@ -20,10 +18,6 @@ from bench.drivers.redis_stream import RedisDriver
 from bench.drivers.standard import PipeDriver, QueueDriver, SimpleQueueDriver
 
 LANES: Final[dict[str, type[Driver]]] = {"c": AembusCDriver, "python": AembusPythonDriver}
-POLLING: Final[dict[str, type[Driver]]] = {
-    "c": AembusCPollDriver,
-    "python": AembusPythonPollDriver,
-}
 PEERS: Final[dict[str, type[Driver]]] = {
     driver.name.lower(): driver
     for driver in (

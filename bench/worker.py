@@ -116,6 +116,7 @@ def make_handlers(
 
 def _ping(driver: Driver, index: int, control: Connection, go: Connection) -> None:
     pinger = driver.pinger()
+    _place(driver, 0)
     control.send(UP)
 
     def next_batch() -> Batch | None:
@@ -133,6 +134,7 @@ def _ping(driver: Driver, index: int, control: Connection, go: Connection) -> No
 
 def _pong(driver: Driver, index: int, control: Connection, go: Connection) -> None:
     ponger = driver.ponger()
+    _place(driver, 1)
     control.send(UP)
 
     def next_round() -> bool:
@@ -143,6 +145,12 @@ def _pong(driver: Driver, index: int, control: Connection, go: Connection) -> No
 
     ponger.run(next_round)
     ponger.close()
+
+
+def _place(driver: Driver, side: int) -> None:
+    # This thread only: threads that the transport has started may run where there is room.
+    if driver.trip.apart:
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[side]})
 
 
 _ROLES: Final = {"producer": _produce, "consumer": _consume, "pinger": _ping, "ponger": _pong}

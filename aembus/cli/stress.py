@@ -35,7 +35,7 @@ survives them, and from the lanes' own cursors.
 
 Exit code 1 if anything is lost, duplicated (beyond what is marked redelivered), reordered or
 corrupted; if a worker or a producer took no part; or if fewer than 1000 jobs a second were
-delivered (for large jobs: fewer than 10 MB/s)."""
+delivered (for large jobs: fewer than 10 MB/s; with --kill-every: a tenth of that)."""
 
 _EXAMPLES = """
 aembus stress

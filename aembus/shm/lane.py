@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 from aembus.shm import layout
 from aembus.shm.layout import (
+    CURSOR_COUNT_MAX,
     CURSOR_OFFSET_BITS,
     CURSOR_OFFSET_MASK,
     CURSOR_RECORD,
@@ -29,6 +30,7 @@ from aembus.shm.layout import (
     KINDS,
     RECORD_HEADER,
     RECORD_HEADER_BYTES,
+    STATE_ATTEMPT_MAX,
     STATE_ATTEMPT_SHIFT,
     STATE_DEAD,
     STATE_DONE,
@@ -233,7 +235,10 @@ class LaneProducer:
             free = self._capacity
         else:
             free = (head - claimed) & (self._capacity - 1)
-        self._free = free
+        # The consumer, who must not believe in what cannot be counted, takes what is used for as
+        # many records as it has units.
+        left = CURSOR_COUNT_MAX - (head >> CURSOR_OFFSET_BITS) - (self._capacity - free)
+        self._free = free = min(free, left)
         return free
 
     def _write_pad(self, offset: int, units: int) -> None:
@@ -386,15 +391,15 @@ class LaneConsumer:
             length = header[0]
             units = (length + RECORD_HEADER_BYTES + UNIT - 1) >> UNIT_SHIFT
             after = offset + units
-            self._available -= units
             if (
                 header[5] != (cursor >> CURSOR_OFFSET_BITS) + 1
                 or after > self._capacity
                 or length > self._payload_bytes_max
-                or self._available < 0
+                or units > self._available
                 or header[1] not in KINDS
             ):
                 raise CorruptLane(f"record cannot be followed, cursor={cursor:#x}, header={header}")
+            self._available -= units
             end = cursor + CURSOR_RECORD + units
             if after == self._capacity:
                 end -= after  # the next record begins at the ring's start
@@ -437,8 +442,10 @@ class LaneConsumer:
         try:
             while run < budget and self._returned is None and not stopping[0]:
                 cursor = self._taken
-                if cursor == self._tail and not self._look_for_more():
-                    break
+                if cursor == self._tail:
+                    self._current = None
+                    if not self._look_for_more():
+                        break
                 offset = cursor & CURSOR_OFFSET_MASK
                 at = ring + (offset << UNIT_SHIFT)
                 header = _unpack_header(memory, at)
@@ -456,6 +463,7 @@ class LaneConsumer:
                     or offset + units >= self._capacity
                 ):
                     # Not plain, or at the ring's end, or wrong: `take` knows what to do.
+                    self._current = None
                     record = self.take()
                     if record is None or not _is_plain(record, events):
                         self._returned = record
@@ -487,6 +495,8 @@ class LaneConsumer:
                 run += 1
         except BaseException:
             self.delivered += run
+            if self._current is None and event is not None:  # it was no handler that raised
+                event.lane = None
             raise
         self.delivered += run
         self._current = None
@@ -501,7 +511,9 @@ class LaneConsumer:
 
     def start(self, record: Record) -> int:
         """Store STARTED and one more attempt, in one word; return the attempt's number."""
-        attempt = (record.header[4] >> STATE_ATTEMPT_SHIFT) + 1
+        attempt = record.header[4] >> STATE_ATTEMPT_SHIFT
+        if attempt < STATE_ATTEMPT_MAX:  # else a producer wrote nonsense there
+            attempt += 1
         self._words[record.state_word] = STATE_STARTED | attempt << STATE_ATTEMPT_SHIFT
         return attempt
 
@@ -565,14 +577,16 @@ class LaneConsumer:
         records = (tail >> CURSOR_OFFSET_BITS) - (self._taken >> CURSOR_OFFSET_BITS)
         units = ((tail - self._taken) & (self._capacity - 1)) or self._capacity
         outside = tail & CURSOR_OFFSET_MASK >= self._capacity
-        return 0 if outside or not 0 < records <= units else units
+        uncountable = (self._taken >> CURSOR_OFFSET_BITS) + units > CURSOR_COUNT_MAX
+        return 0 if outside or uncountable or not 0 < records <= units else units
 
     def _skip_pad(self, header: tuple[int, ...], cursor: int) -> int:
         offset = cursor & CURSOR_OFFSET_MASK
         units = self._capacity - offset
-        self._available -= units
-        if offset == 0 or header[0] != units * UNIT - RECORD_HEADER_BYTES or self._available < 1:
+        wrong = offset == 0 or header[0] != units * UNIT - RECORD_HEADER_BYTES
+        if wrong or self._available <= units:
             raise CorruptLane(f"pad cannot be followed, cursor={cursor:#x}, header={header}")
+        self._available -= units
         return cursor - offset
 
     def _finish(self, begin: int, end: int, state: int) -> None:

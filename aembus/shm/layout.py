@@ -119,6 +119,7 @@ UNIT_SHIFT: Final = 6
 CURSOR_OFFSET_BITS: Final = 18
 CURSOR_OFFSET_MASK: Final = (1 << CURSOR_OFFSET_BITS) - 1
 CURSOR_RECORD: Final = 1 << CURSOR_OFFSET_BITS
+CURSOR_COUNT_MAX: Final = (1 << 64 - CURSOR_OFFSET_BITS) - 1  # a lane there is full for good
 
 # --- records ------------------------------------------------------------------------------------
 RECORD_HEADER: Final = struct.Struct("=IBBHQQQQQIIII")
@@ -143,6 +144,7 @@ STATE_DEAD: Final = 4
 STATE_FORWARDED: Final = 5
 STATE_MASK: Final = 0xFF
 STATE_ATTEMPT_SHIFT: Final = 8
+STATE_ATTEMPT_MAX: Final = (1 << 64 - STATE_ATTEMPT_SHIFT) - 1
 
 # --- registry -----------------------------------------------------------------------------------
 GENERATION: Final = 64
@@ -202,6 +204,16 @@ def ring_offset(slots: int, lane_bytes: int, lane: int) -> int:
 def inbox_bytes(slots: int, lane_bytes: int) -> int:
     """Return the size of an inbox segment; its rings are holes until they are opened."""
     return ring_offset(slots, lane_bytes, LANE_CLASSES * slots)
+
+
+def is_inbox(slots: int, lane_bytes: int, size_bytes: int) -> bool:
+    """Say whether an inbox of `size_bytes` can have such lanes."""
+    return (
+        0 < slots <= SLOTS_MAX
+        and LANE_BYTES_MIN <= lane_bytes <= LANE_BYTES_MAX
+        and lane_bytes & (lane_bytes - 1) == 0
+        and inbox_bytes(slots, lane_bytes) == size_bytes
+    )
 
 
 def registry_bytes(half_bytes: int) -> int:

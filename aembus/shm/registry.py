@@ -86,6 +86,7 @@ class RegistryWriter:
     """The supervisor's end.  One writer only: the bus's lock sees to that."""
 
     def __init__(self, name: str, half_bytes: int = layout.REGISTRY_HALF_BYTES_DEFAULT) -> None:
+        half_bytes = -(-half_bytes // layout.WORD) * layout.WORD
         size = layout.registry_bytes(half_bytes)
         self._segment = Segment.create(
             name, layout.REGISTRY_MAGIC, size, slots=0, lane_bytes=0, reserve_bytes=size

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import mmap
 import os
+import struct
 import time
 
 import posix_ipc
@@ -103,6 +104,10 @@ class Segment:
             mapping = mmap.mmap(shared.fd, file_bytes)
         finally:
             os.close(shared.fd)
+        if file_bytes % layout.WORD:
+            (header,) = struct.unpack_from("=Q", mapping, layout.HEADER_SIZE)
+            mapping.close()
+            raise CorruptSegment(f"wrong size, name={name}, header={header}, file={file_bytes}")
         segment = cls(name, mapping)
         try:
             segment._check_header(magic, file_bytes)
@@ -129,6 +134,13 @@ class Segment:
         size = words[layout.HEADER_SIZE // 8]
         if size != file_bytes:
             raise CorruptSegment(f"wrong size, name={self.name}, header={size}, file={file_bytes}")
+        if magic == layout.INBOX_MAGIC and not layout.is_inbox(
+            self.slots, self.lane_bytes, file_bytes
+        ):
+            raise CorruptSegment(
+                f"lanes do not fit the size, name={self.name}, slots={self.slots}, "
+                f"lane_bytes={self.lane_bytes}, size={file_bytes}"
+            )
 
     @property
     def slots(self) -> int:
@@ -142,7 +154,10 @@ class Segment:
 
     def reserve(self, offset: int, size_bytes: int) -> None:
         """Give memory to a part of the segment.  Raises OutOfSharedMemory, changing nothing."""
-        shared = posix_ipc.SharedMemory(self.name)
+        try:
+            shared = posix_ipc.SharedMemory(self.name)
+        except posix_ipc.ExistentialError as error:
+            raise BusNotFound(f"the segment was removed meanwhile, name={self.name}") from error
         try:
             reserve_space(shared.fd, self.name, offset, size_bytes)
         finally:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import select
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -78,7 +77,7 @@ class StressRun:
         with (
             surroundings.chosen_lane(options.lane),
             surroundings.one_core(options.pin),
-            tempfile.TemporaryDirectory(prefix="aembus-stress-") as state,
+            surroundings.state_directory(options.bus, self._nonce) as state,
         ):
             supervisor = Supervisor(
                 options.bus,
@@ -253,7 +252,9 @@ class StressRun:
         )
         failures = verdict.shortcomings(accounts)
         if not self._ended_early:  # else there may not have been time enough
-            floor = verdict.jobs_floor(options.seconds, options.size)
+            floor = verdict.jobs_floor(
+                options.seconds, options.size, kills=options.kill_every_s is not None
+            )
             failures += verdict.idleness(accounts.delivered, floor, self._idle())
         failures += _other_failures(members, killer.workers_killed if killer is not None else 0)
         return Report(
@@ -289,7 +290,7 @@ def _other_failures(members: list[dict[str, Any]], killed: int) -> Iterator[str]
     workers = [member for member in members if member["kind"] == "worker"]
     failed = sum(worker["failed"] for worker in workers)
     if failed:
-        yield f"{failed} handlers raised"
+        yield f"handlers that raised: {failed}"
     by_themselves = sum(worker["restarts"] for worker in workers) - killed
     if by_themselves > 0:
-        yield f"{by_themselves} workers ended by themselves"
+        yield f"workers that ended by themselves: {by_themselves}"

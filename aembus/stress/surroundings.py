@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from aembus.errors import OpenError
 from aembus.shm import lanes
@@ -48,6 +51,16 @@ def one_core(wanted: bool) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def state_directory(bus: str, nonce: str) -> Iterator[Path]:
+    """Yield where dead letters may be kept meanwhile; it is made by whoever has one to keep."""
+    directory = Path(tempfile.gettempdir()) / f"aembus-{bus}-{nonce}"
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def sweep_up(bus: str) -> None:

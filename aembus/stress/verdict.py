@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from aembus.stress.ledger import Row
 
 JOBS_PER_S_MIN: Final = 1000.0
+SHARE_WITH_KILLS: Final = 0.1
 BYTES_PER_S_MIN: Final = 10e6  # jobs so large that this is less than JOBS_PER_S_MIN of them
 
 
@@ -94,9 +95,14 @@ def account_all(
     return total + Accounts(lost=max(said_to_be_sent - total.sent, 0))
 
 
-def jobs_floor(seconds: float, size: int) -> int:
-    """Return how many jobs of `size` bytes must be delivered in this time."""
-    return int(seconds * min(JOBS_PER_S_MIN, BYTES_PER_S_MIN / max(size, 1)))
+def jobs_floor(seconds: float, size: int, *, kills: bool) -> int:
+    """Return how many jobs of `size` bytes must be delivered in this time.
+
+    Args:
+        kills: members are killed, so that most of them may be starting most of the time.
+    """
+    floor = seconds * min(JOBS_PER_S_MIN, BYTES_PER_S_MIN / max(size, 1))
+    return int(floor * SHARE_WITH_KILLS if kills else floor)
 
 
 def shortcomings(accounts: Accounts) -> list[str]:

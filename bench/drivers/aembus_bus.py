@@ -5,7 +5,6 @@ A consumer registers its handler and calls `Bus.run`, a producer activates a poi
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from time import perf_counter_ns
 from typing import ClassVar, Final
 
 import aembus
-from bench.driver import FOREVER_S, Consumer, Driver, Pinger, Ponger, Producer
+from bench.driver import FOREVER_S, NO_TRIP, Consumer, Driver, Pinger, Ponger, Producer, Trip
 from bench.work import END_NUMBER, TEXT, Batch, Shape, keys
 
 SPIN_US: Final = 1000
@@ -24,6 +23,8 @@ LANE_VARIABLE: Final = "AEMBUS_LANE"
 SPIN_VARIABLE: Final = "AEMBUS_SPIN_US"
 JOB_POINT: Final = "bench.job"
 END_POINT: Final = "bench.end"  # without a group: every consumer gets it
+PING_POINT: Final = "bench.ping"
+PONG_POINT: Final = "bench.pong"
 
 
 class AembusDriver(Driver):
@@ -31,8 +32,8 @@ class AembusDriver(Driver):
 
     lane: ClassVar[str]
 
-    def __init__(self, shape: Shape, scratch: Path, *, spin: bool = False) -> None:
-        super().__init__(shape, scratch, spin=spin)
+    def __init__(self, shape: Shape, scratch: Path, trip: Trip = NO_TRIP) -> None:
+        super().__init__(shape, scratch, trip)
         self.bus = f"bench-{os.getpid()}-{self.serial}"
 
     @classmethod
@@ -51,7 +52,7 @@ class AembusDriver(Driver):
     @property
     def environment(self) -> dict[str, str]:
         """Choose the lanes, and spinning."""
-        spin = {SPIN_VARIABLE: str(SPIN_US)} if self.spin else {}
+        spin = {SPIN_VARIABLE: str(SPIN_US)} if self.trip.spin else {}
         return {LANE_VARIABLE: self.lane, **spin}
 
     def open(self, stack: ExitStack) -> None:
@@ -92,36 +93,10 @@ class AembusPythonDriver(AembusDriver):
     lane = "python"
 
 
-class AembusCPollDriver(AembusCDriver):
-    """The same, in a loop of `Bus.poll(0)` instead of `Bus.run`: spinning by one's own hand."""
-
-    name = "aembus-c, poll(0)"
-    trips = frozenset({True})
-
-    def pinger(self) -> Pinger:
-        """Join the bus as the one that begins."""
-        return _Pinger(self.bus, polls=True)
-
-    def ponger(self) -> Ponger:
-        """Join the bus as the one that answers."""
-        return _Ponger(self.bus, polls=True)
-
-
-class AembusPythonPollDriver(AembusPythonDriver):
-    """The same, in a loop of `Bus.poll(0)` instead of `Bus.run`: spinning by one's own hand."""
-
-    name = "aembus-python, poll(0)"
-    trips = frozenset({True})
-    pinger = AembusCPollDriver.pinger
-    ponger = AembusCPollDriver.ponger
-
-
 def lane_in_use(lane: str) -> str:
     """Return which implementation of the lanes a process uses that is told to use `lane`."""
-    if lane == "c" and importlib.util.find_spec("aembus.shm._lane") is None:
-        return "python (aembus.shm._lane is not built)"
     said = subprocess.run(
-        [sys.executable, "-c", "from aembus.shm import lane; print(lane.IMPLEMENTATION)"],
+        [sys.executable, "-c", "from aembus.shm import lanes; print(lanes.IMPLEMENTATION)"],
         env={**os.environ, LANE_VARIABLE: lane},
         capture_output=True,
         text=True,
@@ -175,35 +150,11 @@ class _Consumer(Consumer):
         self.bus.close()
 
 
-class _Side:
-    """What both sides of a round trip have: a member, and how it runs."""
-
-    def __init__(self, bus: str, polls: bool) -> None:
-        self.bus = aembus.connect(bus)
-        self.polls = polls
-        self.over = False
-
-    def deliver(self) -> None:
-        poll = self.bus.poll
-        if self.polls:
-            while not self.over:
-                poll(0)
-        else:
-            self.bus.run()
-
-    def stop(self) -> None:
-        self.over = True
-        self.bus.stop()
-
-    def close(self) -> None:
-        self.bus.close()
-
-
 class _Pinger(Pinger):
-    def __init__(self, bus: str, polls: bool = False) -> None:
-        self.side = _Side(bus, polls)
-        self.side.bus.register("bench.pong", self._handle)
-        self.ping = self.side.bus.point("bench.ping")
+    def __init__(self, bus: str) -> None:
+        self.bus = aembus.connect(bus)
+        self.bus.register(PONG_POINT, self._handle)
+        self.ping = self.bus.point(PING_POINT)
         self.numbers = iter(range(0))
         self.times: list[int] = []
         self.number = self.began = 0
@@ -213,12 +164,12 @@ class _Pinger(Pinger):
     ) -> None:
         self.next_batch, self.report = next_batch, report
         self._begin()
-        self.side.deliver()
+        self.bus.run()
 
     def _begin(self) -> None:
         batch = self.next_batch()
         if batch is None:
-            self.side.stop()
+            self.bus.stop()
             return
         self.times = []
         self.numbers, self.blob = iter(batch.numbers), batch.blob
@@ -242,25 +193,25 @@ class _Pinger(Pinger):
             self._begin()
 
     def close(self) -> None:
-        self.side.close()
+        self.bus.close()
 
 
 class _Ponger(Ponger):
-    def __init__(self, bus: str, polls: bool = False) -> None:
-        self.side = _Side(bus, polls)
-        self.side.bus.register("bench.ping", self._handle)
-        self.pong = self.side.bus.point("bench.pong")
+    def __init__(self, bus: str) -> None:
+        self.bus = aembus.connect(bus)
+        self.bus.register(PING_POINT, self._handle)
+        self.pong = self.bus.point(PONG_POINT)
 
     def run(self, next_round: Callable[[], bool]) -> None:
         self.next_round = next_round
         if next_round():
-            self.side.deliver()
+            self.bus.run()
 
     def _handle(self, event: aembus.Event, number: int, text: str, blob: bytes) -> None:
         if number >= 0:
             self.pong.activate(number, text, blob)
         elif not self.next_round():
-            self.side.stop()
+            self.bus.stop()
 
     def close(self) -> None:
-        self.side.close()
+        self.bus.close()

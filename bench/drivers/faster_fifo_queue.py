@@ -45,7 +45,7 @@ class FasterFifoDriver(Driver):
         for each in self.queues:
             each.loads = each.dumps = bytes
         mine, put = self.queues[side], self.queues[1 - side].put
-        if self.spin:
+        if self.trip.spin:
             return put, partial(poll_queue, mine.get_nowait)
         return put, partial(mine.get, timeout=FOREVER_S)
 

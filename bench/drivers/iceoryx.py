@@ -28,7 +28,7 @@ class IceoryxDriver(Driver):
     name = "iceoryx2"
     package = "iceoryx2"
     module = "iceoryx2"
-    trips = frozenset({True})
+    spins = frozenset({True})
 
     def open(self, stack: ExitStack) -> None:
         """Choose a prefix, to know what is ours afterwards; each end makes what it needs."""

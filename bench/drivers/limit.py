@@ -22,7 +22,7 @@ class LimitDriver(Driver):
     """Two processes that have nothing to do with each other."""
 
     name = "limit"
-    trips = frozenset()
+    spins = frozenset()
 
     def open(self, stack: ExitStack) -> None:
         """Nothing is needed."""

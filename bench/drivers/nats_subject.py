@@ -29,7 +29,7 @@ class NatsDriver(Driver):
     name = "nats"
     package = "nats-py"
     module = "nats"
-    trips = frozenset()
+    spins = frozenset()
 
     @classmethod
     def missing(cls) -> str | None:

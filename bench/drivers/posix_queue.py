@@ -50,7 +50,7 @@ class PosixQueueDriver(Driver):
     def ends(self, side: int) -> tuple[Callable[[bytes], object], Callable[[], Any]]:
         """Send into the other side's queue, receive from one's own."""
         mine, other = (posix_ipc.MessageQueue(self.names[n]) for n in (side, 1 - side))
-        return other.send, partial(_poll if self.spin else _receive, mine.receive)
+        return other.send, partial(_poll if self.trip.spin else _receive, mine.receive)
 
 
 def _create(name: str) -> Any:
@@ -69,6 +69,9 @@ def _receive(receive: Callable[[], tuple[bytes, int]]) -> bytes:
 
 
 def _poll(receive: Callable[[int], tuple[bytes, int]]) -> bytes:
+    busy = posix_ipc.BusyError
     while True:
-        with contextlib.suppress(posix_ipc.BusyError):
+        try:
             return receive(0)[0]
+        except busy:
+            pass

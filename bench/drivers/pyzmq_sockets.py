@@ -6,7 +6,6 @@ a producer is never stopped, and never has to wait for room.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -79,7 +78,7 @@ class PyzmqDriver(Driver):
             socket.connect(self._address("pair"))
         else:
             socket.bind(self._address("pair"))
-        return socket.send, partial(_poll, socket) if self.spin else socket.recv
+        return socket.send, partial(_poll, socket) if self.trip.spin else socket.recv
 
 
 class _Sender(MessageProducer):
@@ -120,5 +119,7 @@ def _poll(socket: Any) -> Any:
 
     receive, flag, again = socket.recv, zmq.NOBLOCK, zmq.Again
     while True:
-        with contextlib.suppress(again):
+        try:
             return receive(flag)
+        except again:
+            pass

@@ -78,7 +78,7 @@ class RedisDriver(Driver):
         """Add to the other side's stream, read one's own."""
         client = self._client()
         add = partial(_add, client, f"jobs-{1 - side}")
-        reader = _Reader(client, f"jobs-{side}", 1, block_ms=None if self.spin else 0)
+        reader = _Reader(client, f"jobs-{side}", 1, block_ms=None if self.trip.spin else 0)
         return add, reader.read_one
 
 

@@ -47,7 +47,7 @@ class QueueDriver(Driver):
     def ends(self, side: int) -> tuple[Callable[[bytes], object], Callable[[], Any]]:
         """Put into the other side's queue, get from one's own."""
         mine = self.queues[side]
-        get = partial(poll_queue, mine.get_nowait) if self.spin else mine.get
+        get = partial(poll_queue, mine.get_nowait) if self.trip.spin else mine.get
         return self.queues[1 - side].put, get
 
 
@@ -82,7 +82,9 @@ class SimpleQueueDriver(Driver):
     def ends(self, side: int) -> tuple[Callable[[bytes], object], Callable[[], Any]]:
         """Put into the other side's queue, get from one's own."""
         mine = self.queues[side]
-        return self.queues[1 - side].put, partial(_poll_simple, mine) if self.spin else mine.get
+        return self.queues[1 - side].put, partial(
+            _poll_simple, mine
+        ) if self.trip.spin else mine.get
 
 
 def _poll_simple(mine: Any) -> Any:
@@ -122,7 +124,7 @@ class PipeDriver(Driver):
     def ends(self, side: int) -> tuple[Callable[[bytes], object], Callable[[], Any]]:
         """Send into the other side's pipe, receive from one's own."""
         mine = self.readers[side][1 - side]
-        receive = partial(_poll_pipe, mine) if self.spin else mine.recv_bytes
+        receive = partial(_poll_pipe, mine) if self.trip.spin else mine.recv_bytes
         return self.writers[1 - side][side].send_bytes, receive
 
 

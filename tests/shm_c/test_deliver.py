@@ -1,0 +1,788 @@
+"""`LaneConsumer.deliver` promises the same in every implementation of the lane."""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Final
+
+import pytest
+
+from aembus.codec import decode, encode
+from aembus.shm import layout
+from aembus.shm.lane import LaneConsumer, LaneProducer
+from tests.support.lanes import LaneMemory, implementations
+
+EVENT: Final = 0x9000_0001
+OTHER: Final = 0x9000_0002
+BUDGET: Final = 100
+
+
+@pytest.fixture(params=implementations(), ids=lambda module: module.IMPLEMENTATION)
+def lane_module(request: pytest.FixtureRequest) -> ModuleType:
+    """An implementation of the lane."""
+    module: ModuleType = request.param
+    return module
+
+
+class Event:
+    """What `deliver` needs of an event, and what its handler saw."""
+
+    def __init__(self, handler: Callable[..., object] | None = None, *, once: bool = False) -> None:
+        self.handler = handler or self._record
+        self.once = once
+        self.lane: LaneConsumer | None = None
+        self.delivered = 0
+        self.seen: list[tuple[Any, ...]] = []
+
+    @staticmethod
+    def _record(event: Event, *data: Any) -> None:
+        event.seen.append(data)
+
+
+class Bench:
+    """A lane, both its ends, and events."""
+
+    def __init__(self, module: ModuleType, ring_bytes: int = 4096, cursor: int = 0) -> None:
+        self.memory = LaneMemory(module, ring_bytes)
+        self.memory.set_cursors(cursor)
+        self.producer: LaneProducer = self.memory.producer()
+        self.consumer: LaneConsumer = self.memory.consumer()
+        self.corrupt: type[Exception] = module.CorruptLane
+        self.event, self.other = Event(), Event()
+        self.events: dict[int, Any] = {EVENT: self.event, OTHER: self.other}
+        self.stopping = bytearray(1)
+
+    def send(self, *data: Any, event_id: int = EVENT, kind: int = layout.KIND_JOB) -> bool:
+        if not self.producer.claim(encode(data), kind, 0, event_id, 0, 0, 0, 0, 0):
+            return False
+        self.producer.commit()
+        return True
+
+    def deliver(self, budget: int = BUDGET, decoder: Callable[[bytes], Any] = decode) -> int:
+        return self.consumer.deliver(self.events, decoder, budget, self.stopping)
+
+    def state(self, number: int) -> int:
+        """Return the state of the record that is `number`-th in the ring, all of one unit."""
+        at = self.memory.ring + number * (layout.UNIT * 2) + layout.RECORD_STATE
+        return self.memory.words[at // layout.WORD]
+
+    @property
+    def queued(self) -> int:
+        return self.memory.counts().queued
+
+
+# --- plain jobs -----------------------------------------------------------------------------------
+
+
+def test_plain_jobs_are_run_in_order_and_done(lane_module: ModuleType) -> None:
+    """Each job's handler gets its event and the data, once, in the order of the lane."""
+    bench = Bench(lane_module)
+    wanted = [(n, "text", b"bytes", [n, None], {"k": True, 1: 2.5}) for n in range(10)]
+    for data in wanted:
+        assert bench.send(*data)
+    assert bench.deliver() == 10
+    assert bench.event.seen == wanted
+    assert bench.event.delivered == bench.consumer.delivered == 10
+    counts = bench.memory.counts()
+    assert (counts.sent, counts.delivered, counts.queued, counts.dead_lettered) == (10, 10, 0, 0)
+    assert bench.deliver() == 0
+    assert bench.consumer.take() is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 100])
+def test_any_number_of_arguments(lane_module: ModuleType, size: int) -> None:
+    """Handlers get as many arguments as the activation had."""
+    bench = Bench(lane_module)
+    assert bench.send(*range(size))
+    assert bench.deliver() == 1
+    assert bench.event.seen == [tuple(range(size))]
+
+
+@pytest.mark.parametrize("data", [(1, 2), [1, 2], {1: 0, 2: 0}, iter((1, 2)), range(1, 3), "12"])
+def test_what_is_decoded_need_not_be_a_list(lane_module: ModuleType, data: Any) -> None:
+    """Whatever can be spread into arguments will do."""
+    bench = Bench(lane_module)
+    assert bench.send()
+    assert bench.deliver(decoder=lambda payload: data) == 1
+    assert [tuple(map(int, seen)) for seen in bench.event.seen] == [(1, 2)]
+
+
+def test_arguments_live_as_long_as_the_handler(lane_module: ModuleType) -> None:
+    """A decoder that keeps its list may empty it while the handler works with its arguments."""
+    bench = Bench(lane_module)
+    kept: list[Any] = []
+
+    def decoder(payload: bytes) -> list[Any]:
+        kept[:] = [bytearray(b"a" * 1000), bytearray(b"b" * 1000)]
+        return kept
+
+    def handler(event: Event, *data: bytearray) -> None:
+        kept.clear()
+        gc.collect()
+        event.seen.append(tuple(bytes(item[:2]) for item in data))
+
+    bench.event.handler = handler
+    assert bench.send()
+    assert bench.deliver(decoder=decoder) == 1
+    assert bench.event.seen == [(b"aa", b"bb")]
+
+
+@pytest.mark.parametrize("make", [lambda f: f, lambda f: Holder(f).method, lambda f: Caller(f)])
+def test_any_callable_is_a_handler(lane_module: ModuleType, make: Callable[..., Any]) -> None:
+    """Functions, bound methods and objects with `__call__` are called alike."""
+    bench = Bench(lane_module)
+    bench.event.handler = make(Event._record)
+    for number in range(3):
+        assert bench.send(number, "x")
+    assert bench.deliver() == 3
+    assert bench.event.seen == [(0, "x"), (1, "x"), (2, "x")]
+
+
+class Holder:
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+
+    def method(self, event: Event, *data: Any) -> None:
+        self._function(event, *data)
+
+
+class Caller(Holder):
+    def __call__(self, event: Event, *data: Any) -> None:
+        self._function(event, *data)
+
+
+def test_a_budget_ends_the_run(lane_module: ModuleType) -> None:
+    """No more than the budget are run, and none with a budget of nothing."""
+    bench = Bench(lane_module)
+    for number in range(5):
+        assert bench.send(number)
+    assert bench.deliver(0) == bench.deliver(-1) == 0
+    assert bench.deliver(2) == 2
+    assert bench.deliver(2) == 2
+    assert bench.queued == 1
+    assert bench.deliver(2) == 1
+    assert bench.event.seen == [(n,) for n in range(5)]
+
+
+def test_stopping_ends_the_run_after_the_handler(lane_module: ModuleType) -> None:
+    """The job whose handler stops is done; those behind it wait."""
+    bench = Bench(lane_module)
+
+    def handler(event: Event, number: int) -> None:
+        event.seen.append((number,))
+        if number == 1:
+            bench.stopping[0] = 1
+
+    bench.event.handler = handler
+    for number in range(4):
+        assert bench.send(number)
+    assert bench.deliver() == 2
+    assert bench.queued == 2
+    assert bench.deliver() == 0
+    bench.stopping[0] = 0
+    assert bench.deliver() == 2
+    assert bench.event.seen == [(n,) for n in range(4)]
+
+
+def test_room_is_given_back_job_by_job(lane_module: ModuleType) -> None:
+    """A handler sees the room of the jobs before its own: `head` moves after each."""
+    bench = Bench(lane_module, 512)
+    sent = 0
+    while bench.send(sent):
+        sent += 1
+    queued = []
+    bench.event.handler = lambda event, number: queued.append(bench.queued)
+    assert bench.deliver() == sent
+    assert queued == list(range(sent, 0, -1))
+
+
+def test_the_state_is_started_in_the_handler_and_done_after_it(lane_module: ModuleType) -> None:
+    """A kill inside a handler finds its record STARTED once, and those before it DONE."""
+    bench = Bench(lane_module)
+    started = layout.STATE_STARTED | 1 << layout.STATE_ATTEMPT_SHIFT
+    states = []
+    bench.event.handler = lambda event, *data: states.append([bench.state(n) for n in range(3)])
+    for number in range(3):
+        assert bench.send(number)
+    assert bench.deliver() == 3
+    new, done = layout.STATE_NEW, layout.STATE_DONE
+    assert states == [[started, new, new], [done, started, new], [done, done, started]]
+    assert [bench.state(n) for n in range(3)] == [done] * 3
+
+
+def test_wraps_and_pads_are_passed(lane_module: ModuleType) -> None:
+    """Jobs of any size pass the ring's end, with pads and without, for many rounds."""
+    chance = random.Random(7)
+    bench = Bench(lane_module, 1024)
+    sent = []
+    while len(sent) < 1000:
+        data = (len(sent), "x" * chance.choice((0, 1, 40, 59, 60, 61, 120, 200, 400)))
+        if bench.send(*data):
+            sent.append(data)
+        else:
+            assert bench.deliver(chance.randint(1, 4)) > 0
+    bench.deliver()
+    assert bench.event.seen == sent
+    assert bench.memory.gaps_are_whole()
+
+
+@pytest.mark.parametrize("records", [(1 << 32) - 3, (1 << 33) - 1, layout.CURSOR_COUNT_MAX - 40])
+def test_a_lane_of_any_age(lane_module: ModuleType, records: int) -> None:
+    """Sequence numbers beyond 32 bits are followed, up to the last ones that there are."""
+    bench = Bench(lane_module, 512, records << layout.CURSOR_OFFSET_BITS)
+    for number in range(30):
+        assert bench.send(number)
+        assert bench.deliver() == 1
+    assert bench.memory.counts().sent == records + 30
+    assert bench.event.seen == [(n,) for n in range(30)]
+
+
+def test_a_lane_ends_where_cursors_cannot_count_further(lane_module: ModuleType) -> None:
+    """The last sequence number is delivered; then the lane is full for good, and not corrupt."""
+    last = layout.CURSOR_COUNT_MAX
+    bench = Bench(lane_module, 512, (last - 5) << layout.CURSOR_OFFSET_BITS)
+    for number in range(5):
+        assert bench.send(number)
+        assert bench.deliver() == 1
+    for _ in range(3):
+        assert not bench.send("one more")
+        assert not bench.producer.put(b"one more", EVENT, 0, 0)
+    assert bench.deliver() == 0
+    assert bench.memory.counts().sent == last
+    assert bench.consumer.take() is None
+    assert not bench.send("x" * 100)  # of any size
+
+
+@pytest.mark.parametrize("left", range(12))
+def test_what_the_last_producer_may_send_its_consumer_follows(
+    lane_module: ModuleType, left: int
+) -> None:
+    """However near the end, what was claimed at once is delivered at once."""
+    start = layout.CURSOR_COUNT_MAX - left
+    for offset in range(8):
+        bench = Bench(lane_module, 512, start << layout.CURSOR_OFFSET_BITS | offset)
+        sent = 0
+        while bench.producer.claim(encode((sent,)), layout.KIND_JOB, 0, EVENT, 0, 0, 0, 0, 0):
+            sent += 1
+        bench.producer.commit()
+        assert bench.deliver() == sent
+        assert bench.event.seen == [(n,) for n in range(sent)]
+        assert start + sent <= layout.CURSOR_COUNT_MAX
+
+
+@pytest.mark.parametrize("ring_bytes", [layout.LANE_BYTES_MIN, 1 << 20, layout.LANE_BYTES_MAX])
+def test_rings_of_any_size(lane_module: ModuleType, ring_bytes: int) -> None:
+    """The smallest and the largest ring take the largest job, at their ends too."""
+    bench = Bench(lane_module, ring_bytes)
+    size = bench.producer.payload_bytes_max
+    assert size == ring_bytes // 2 - 64
+    sizes = []
+    bench.event.handler = lambda event, data: sizes.append((len(data), data[:1], data[-1:]))
+    payloads = [b"%d" % n + bytes(size - 2) + b"e" for n in range(3)]
+    for payload in payloads:
+        assert bench.producer.claim(payload, layout.KIND_JOB, 0, EVENT, 0, 0, 0, 0, 0)
+        bench.producer.commit()
+        assert bench.deliver(decoder=lambda payload: [payload]) == 1
+    assert sizes == [(size, b"%d" % n, b"e") for n in range(3)]
+    assert bench.memory.gaps_are_whole()
+
+
+# --- what is not plain ----------------------------------------------------------------------------
+
+
+def once(bench: Bench) -> None:
+    bench.event.once = True
+
+
+def unknown(bench: Bench) -> None:
+    del bench.events[EVENT]
+
+
+def nothing(bench: Bench) -> None:
+    pass
+
+
+NOT_PLAIN: Final = [
+    pytest.param(once, layout.KIND_JOB, 0, id="once"),
+    pytest.param(unknown, layout.KIND_JOB, 0, id="unknown event"),
+    pytest.param(nothing, layout.KIND_TIMER, 0, id="timer"),
+    pytest.param(nothing, layout.KIND_CALL, 0, id="call"),
+    pytest.param(nothing, layout.KIND_REPLY, 0, id="reply"),
+    pytest.param(nothing, layout.KIND_JOB, 1, id="started before"),
+    pytest.param(nothing, layout.KIND_JOB, 3, id="started three times"),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "attempts"), NOT_PLAIN)
+@pytest.mark.parametrize("offset", [0, 58])
+def test_what_is_not_plain_is_left_to_take(
+    lane_module: ModuleType,
+    change: Callable[[Bench], None],
+    kind: int,
+    attempts: int,
+    offset: int,
+) -> None:
+    """The run ends before it, untouched; `take` returns it next, and then the run goes on."""
+    bench = Bench(lane_module, cursor=offset)
+    change(bench)
+    for number in range(2):
+        assert bench.send(number, event_id=OTHER)
+    assert bench.send("special", kind=kind)
+    assert bench.send(3, event_id=OTHER)
+    for _ in range(attempts):
+        consumer = bench.memory.consumer()
+        while (record := consumer.take()) is not None:
+            if record.event_id == EVENT:
+                consumer.start(record)
+    assert bench.deliver() == 2
+    assert bench.deliver() == 0
+    assert bench.consumer.has_records()
+    assert (bench.other.seen, bench.event.seen) == ([(0,), (1,)], [])
+    assert bench.other.lane is None
+    assert bench.consumer.in_hand is None
+    record = bench.consumer.take()
+    assert record is not None
+    assert (record.kind, record.event_id, record.attempts) == (kind, EVENT, attempts)
+    assert decode(record.payload) == ["special"]
+    assert bench.consumer.start(record) == attempts + 1
+    assert bench.deliver() == 1
+    assert bench.queued == 2  # what was left and what came behind it, until that is done
+    bench.consumer.done(record)
+    assert bench.queued == 0
+    assert bench.other.delivered == bench.consumer.delivered == 3
+
+
+def test_a_replacement_passes_what_is_done(lane_module: ModuleType) -> None:
+    """Records that an earlier incarnation finished out of order are not run again."""
+    bench = Bench(lane_module)
+    for number in range(6):
+        assert bench.send(number)
+    records = [bench.consumer.take() for _ in range(6)]
+    for number in (1, 2, 4):
+        record = records[number]
+        assert record is not None
+        bench.consumer.done(record)
+    bench.consumer = bench.memory.consumer()
+    assert bench.deliver() == 3
+    assert bench.event.seen == [(0,), (3,), (5,)]
+    assert bench.queued == 0
+
+
+# --- handlers that do what they like --------------------------------------------------------------
+
+
+class Trouble(Exception):
+    pass
+
+
+class Quit(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Trouble, Quit, KeyboardInterrupt, StopIteration, MemoryError])
+def test_what_a_handler_raises_comes_through(
+    lane_module: ModuleType, error: type[BaseException]
+) -> None:
+    """The record is in hand then, started and not finished; those before it are done."""
+    bench = Bench(lane_module)
+    raised = error("sorry")
+
+    def handler(event: Event, number: int) -> None:
+        if number == 2:
+            raise raised
+        event.seen.append((number,))
+
+    bench.event.handler = handler
+    for number in range(4):
+        assert bench.send(number)
+    with pytest.raises(error) as caught:
+        bench.deliver()
+    assert caught.value is raised
+    assert bench.event.delivered == bench.consumer.delivered == 2
+    assert bench.event.lane is bench.consumer
+    record = bench.consumer.in_hand
+    assert record is not None
+    assert decode(record.payload) == [2]
+    assert (record.sequence, record.attempts, bench.queued) == (3, 0, 2)
+    assert bench.state(2) == layout.STATE_STARTED | 1 << layout.STATE_ATTEMPT_SHIFT
+    bench.consumer.dead(record)
+    assert bench.deliver() == 1
+    assert bench.consumer.in_hand is None
+    assert bench.event.seen == [(0,), (1,), (3,)]
+    counts = bench.memory.counts()
+    assert (counts.delivered, counts.dead_lettered, counts.queued) == (3, 1, 0)
+
+
+def test_what_cannot_be_decoded_is_in_hand(lane_module: ModuleType) -> None:
+    """What the decoder raises comes through as if from the handler, and so does nonsense of it."""
+    bench = Bench(lane_module)
+
+    def fail(payload: bytes) -> list[Any]:
+        raise Trouble
+
+    assert bench.send(1)
+    with pytest.raises(Trouble):
+        bench.deliver(decoder=fail)
+    assert bench.consumer.in_hand is not None
+    bench.consumer.done(bench.consumer.in_hand)
+    assert bench.send(2)
+    with pytest.raises(TypeError):
+        bench.deliver(decoder=lambda payload: 5)
+    assert bench.consumer.in_hand is not None
+    bench.consumer.done(bench.consumer.in_hand)
+    assert (bench.event.seen, bench.queued, bench.event.delivered) == ([], 0, 0)
+
+
+def test_a_handler_that_takes_something_else(lane_module: ModuleType) -> None:
+    """A handler whose arguments do not fit fails like one that raises."""
+    bench = Bench(lane_module)
+    bench.event.handler = lambda event: None
+    assert bench.send(1, 2)
+    with pytest.raises(TypeError, match="positional argument"):
+        bench.deliver()
+    assert bench.consumer.in_hand is not None
+
+
+def test_the_job_is_in_hand_for_its_handler_alone(lane_module: ModuleType) -> None:
+    """In a handler `lane.in_hand` is its record, with the header as it was taken; else None."""
+    bench = Bench(lane_module)
+    seen = []
+
+    def handler(event: Event, number: int) -> None:
+        assert event.lane is bench.consumer
+        record = event.lane.in_hand
+        assert record is not None
+        seen.append((number, decode(record.payload), record.sequence, record.attempts))
+        assert (event is bench.other) == (bench.event.lane is None)
+        assert (event is bench.event) == (bench.other.lane is None)
+
+    bench.event.handler = bench.other.handler = handler
+    for number, event_id in enumerate((EVENT, EVENT, OTHER, EVENT, OTHER)):
+        assert bench.send(number, event_id=event_id)
+    assert bench.consumer.in_hand is None
+    assert bench.deliver() == 5
+    assert seen == [(n, [n], n + 1, 0) for n in range(5)]
+    assert bench.consumer.in_hand is None
+    assert bench.event.lane is bench.other.lane is None
+
+
+def test_the_count_is_right_whenever_somebody_looks(lane_module: ModuleType) -> None:
+    """A handler sees in `delivered` all jobs of its event before this one."""
+    bench = Bench(lane_module)
+    counts: dict[Event, list[int]] = {bench.event: [], bench.other: []}
+    for event in counts:
+        event.handler = lambda event, *data: counts[event].append(event.delivered)
+    for event_id in (EVENT, EVENT, OTHER, OTHER, OTHER, EVENT):
+        assert bench.send(event_id=event_id)
+    bench.event.delivered = 1000
+    assert bench.deliver() == 6
+    assert counts == {bench.event: [1000, 1001, 1002], bench.other: [0, 1, 2]}
+    assert (bench.event.delivered, bench.other.delivered) == (1003, 3)
+
+
+def test_a_handler_may_take_its_event_away(lane_module: ModuleType) -> None:
+    """The job of an event that its own handler removes is done; the next one is left to `take`."""
+    bench = Bench(lane_module)
+    seen = []
+
+    class Context:
+        pass
+
+    def handler(event: Event, number: int) -> None:
+        seen.append(number)
+        if number == 1:
+            bench.events.clear()
+            bench.events[OTHER] = bench.other
+
+    event: Any = Event(handler)
+    event.context = Context()
+    gone = weakref.ref(event.context)
+    bench.events[EVENT] = event
+    bench.event = Event()
+    del event
+    for number in range(3):
+        assert bench.send(number)
+    assert bench.deliver() == 2
+    gc.collect()
+    assert gone() is None
+    record = bench.consumer.take()
+    assert record is not None
+    assert (decode(record.payload), seen, bench.queued) == ([2], [0, 1], 1)
+
+
+def test_a_handler_may_put_another_event_in_place(lane_module: ModuleType) -> None:
+    """The next job goes to the event that has the id then."""
+    bench = Bench(lane_module)
+    second = Event()
+    bench.event.handler = lambda event, number: bench.events.update({EVENT: second})
+    for number in range(3):
+        assert bench.send(number)
+    assert bench.deliver() == 3
+    assert second.seen == [(1,), (2,)]
+    assert (bench.event.delivered, second.delivered) == (1, 2)
+    assert bench.event.lane is second.lane is None
+
+
+def test_a_handler_may_turn_its_event_into_one_for_one_job(lane_module: ModuleType) -> None:
+    """`once` is looked at anew for each job."""
+    bench = Bench(lane_module)
+
+    def handler(event: Event, number: int) -> None:
+        event.once = True
+
+    bench.event.handler = handler
+    for number in range(2):
+        assert bench.send(number)
+    assert bench.deliver() == 1
+    record = bench.consumer.take()
+    assert record is not None
+    assert decode(record.payload) == [1]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_handler_may_close_the_lane(lane_module: ModuleType, more: int) -> None:
+    """Closed inside a handler the lane is left as it is, with the job in hand, and says so."""
+    bench = Bench(lane_module)
+    bench.event.handler = lambda event, number: bench.consumer.close()
+    for number in range(1 + more):
+        assert bench.send(number)
+    with pytest.raises(ValueError, match=r"closed|released"):
+        bench.deliver()
+    assert bench.queued == 1 + more
+    assert bench.state(0) == layout.STATE_STARTED | 1 << layout.STATE_ATTEMPT_SHIFT
+    with pytest.raises(ValueError, match=r"closed|released"):
+        bench.deliver()
+    replacement = bench.memory.consumer()
+    record = replacement.take()
+    assert record is not None
+    assert (decode(record.payload), record.attempts) == ([0], 1)
+
+
+def test_a_deliver_inside_a_handler_confuses_no_job(lane_module: ModuleType) -> None:
+    """Whoever calls it nests his handlers; yet each job is run and finished once."""
+    bench = Bench(lane_module)
+
+    def handler(event: Event, number: int) -> None:
+        event.seen.append((number,))
+        if number in {1, 3}:
+            assert bench.deliver(2) == 2
+            event.seen.append(("after", number))
+
+    bench.event.handler = handler
+    for number in range(7):
+        assert bench.send(number)
+    bench.deliver()
+    bench.deliver()
+    first = [(0,), (1,), (2,), (3,)]
+    assert bench.event.seen == [*first, (4,), (5,), ("after", 3), ("after", 1), (6,)]
+    assert bench.event.delivered == bench.consumer.delivered == 7
+    counts = bench.memory.counts()
+    assert (counts.delivered, counts.queued) == (7, 0)
+    assert bench.consumer.in_hand is None
+    assert [bench.state(n) for n in range(7)] == [layout.STATE_DONE] * 7
+
+
+def test_a_deliver_inside_a_handler_without_an_end(lane_module: ModuleType) -> None:
+    """Handlers that nest without an end end in a RecursionError, and all jobs can be told apart."""
+    bench = Bench(lane_module, 1 << 20)
+    bench.event.handler = lambda event: bench.deliver()
+    sent = 0
+    while sent < 2000:
+        assert bench.send()
+        sent += 1
+    with pytest.raises(RecursionError):
+        bench.deliver()
+    replacement = bench.memory.consumer()
+    records = [*iter(replacement.take, None)]
+    started = [record for record in records if record is not None and record.attempts]
+    assert len(records) + bench.memory.counts().delivered == sent
+    assert 0 < len(started) < sent
+
+
+def test_a_handler_may_take_from_its_lane(lane_module: ModuleType) -> None:
+    """What the handler takes and finishes itself is not run again."""
+    bench = Bench(lane_module)
+
+    def handler(event: Event, number: int) -> None:
+        event.seen.append((number,))
+        record = bench.consumer.take()
+        if record is not None:
+            bench.consumer.start(record)
+            bench.consumer.done(record)
+
+    bench.event.handler = handler
+    for number in range(4):
+        assert bench.send(number)
+    assert bench.deliver() == 2
+    assert bench.event.seen == [(0,), (2,)]
+    assert (bench.queued, bench.memory.counts().delivered) == (0, 4)
+
+
+def test_a_handler_may_skip_the_lane(lane_module: ModuleType) -> None:
+    """`skip_to_tail` inside a handler gives up what is behind its job; the lane goes on."""
+    bench = Bench(lane_module)
+    bench.event.handler = lambda event, number: bench.consumer.skip_to_tail()
+    for number in range(4):
+        assert bench.send(number)
+    assert bench.deliver() == 1
+    assert bench.queued == 0
+    assert bench.memory.counts().dead_lettered == 3
+    bench.event.handler = Event._record
+    assert bench.send(4)
+    assert bench.deliver() == 1
+    assert (bench.event.seen, bench.queued) == ([(4,)], 0)
+
+
+class Watched(Event):
+    """An event whose attributes call back."""
+
+    def __init__(self, name: str, act: Callable[[], object]) -> None:
+        self._name = ""
+        super().__init__()
+        self._act = act
+        self._name = name
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == object.__getattribute__(self, "_name"):
+            object.__getattribute__(self, "_act")()
+        return object.__getattribute__(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "_name" and name == self._name:
+            self._act()
+        object.__setattr__(self, name, value)
+
+
+@pytest.mark.parametrize("name", ["handler", "once", "lane", "delivered"])
+def test_an_attribute_may_close_the_lane(lane_module: ModuleType, name: str) -> None:
+    """Wherever Python code of an event runs, the lane may be closed there, and is not touched."""
+    bench = Bench(lane_module)
+    bench.events[EVENT] = Watched(name, bench.consumer.close)
+    for number in range(2):
+        assert bench.send(number)
+    with pytest.raises(ValueError, match=r"closed|released"):
+        bench.deliver()
+    bench.memory.words.release()
+    bench.memory.memory.release()  # nobody has a view of it any more
+    del bench.events[EVENT]
+
+
+@pytest.mark.parametrize("name", ["handler", "once", "lane", "delivered"])
+def test_an_attribute_may_raise(lane_module: ModuleType, name: str) -> None:
+    """What an attribute of an event raises comes through, and nothing is lost."""
+    bench = Bench(lane_module)
+
+    def fail() -> None:
+        raise Trouble
+
+    bench.events[EVENT] = Watched(name, fail)
+    assert bench.send(1)
+    with pytest.raises(Trouble):
+        bench.deliver()
+    record = bench.memory.consumer().take()
+    if name == "delivered":  # counted after the job was done
+        assert record is None
+    else:
+        assert record is not None
+        assert decode(record.payload) == [1]
+
+
+# --- corrupt lanes --------------------------------------------------------------------------------
+
+
+def spoil_kind(bench: Bench, at: int) -> None:
+    bench.memory.memory[at + 4] = 99
+
+
+def spoil_length(bench: Bench, at: int) -> None:
+    bench.memory.memory[at : at + 4] = b"\xff" * 4
+
+
+def spoil_sequence(bench: Bench, at: int) -> None:
+    bench.memory.memory[at + 16] ^= 1
+
+
+def spoil_tail(bench: Bench, at: int) -> None:
+    bench.memory.words[(bench.memory.control + layout.LANE_TAIL) // 8] = 0x7FFF
+
+
+@pytest.mark.parametrize("spoil", [spoil_kind, spoil_length, spoil_sequence])
+def test_a_corrupt_record_ends_the_run(
+    lane_module: ModuleType, spoil: Callable[[Bench, int], None]
+) -> None:
+    """The jobs before it are done, nothing is in hand, and `skip_to_tail` goes on behind it."""
+    bench = Bench(lane_module)
+    for number in range(4):
+        assert bench.send(number)
+    spoil(bench, bench.memory.ring + 2 * 2 * layout.UNIT)
+    for attempt in range(2):
+        with pytest.raises(bench.corrupt, match="cannot be followed"):
+            bench.deliver()
+        assert bench.event.delivered == bench.consumer.delivered == 2, attempt
+        assert bench.consumer.in_hand is None
+        assert bench.event.lane is None
+    assert bench.consumer.skip_to_tail() == 2
+    assert bench.send(4)
+    assert bench.deliver() == 1
+    assert bench.event.seen == [(0,), (1,), (4,)]
+    assert bench.memory.counts().dead_lettered == 2
+
+
+def test_a_tail_that_makes_no_sense_ends_the_run(lane_module: ModuleType) -> None:
+    """It is refused, and the lane goes on with the next tail that does make sense."""
+    bench = Bench(lane_module)
+    for number in range(2):
+        assert bench.send(number)
+
+    def handler(event: Event, number: int) -> None:
+        event.seen.append((number,))
+        if number == 1:
+            spoil_tail(bench, 0)
+
+    bench.event.handler = handler
+    with pytest.raises(bench.corrupt, match="tail makes no sense"):
+        bench.deliver()
+    assert bench.consumer.in_hand is None
+    assert bench.event.lane is None
+    assert bench.consumer.skip_to_tail() == 0
+    assert bench.deliver() == 0
+    assert not bench.consumer.has_records()
+    assert bench.send(2)
+    assert bench.deliver() == 1
+    assert bench.event.seen == [(0,), (1,), (2,)]
+
+
+def test_attempts_beyond_what_can_be_counted(lane_module: ModuleType) -> None:
+    """A producer that writes a state of its own cannot make the count of attempts overflow."""
+    bench = Bench(lane_module)
+    assert bench.send(1)
+    state = layout.STATE_ATTEMPT_MAX << layout.STATE_ATTEMPT_SHIFT | layout.STATE_STARTED
+    bench.memory.words[(bench.memory.ring + layout.RECORD_STATE) // 8] = state
+    assert bench.deliver() == 0
+    record = bench.consumer.take()
+    assert record is not None
+    assert record.attempts == bench.consumer.start(record) == layout.STATE_ATTEMPT_MAX
+    assert bench.state(0) == state
+
+
+# --- calls that make no sense ---------------------------------------------------------------------
+
+
+def test_a_record_of_another_lane_is_refused_in_c() -> None:
+    """What is not a record of this lane cannot be started or finished by it."""
+    for module in implementations():
+        if module.IMPLEMENTATION != "c":
+            continue
+        one, two = Bench(module), Bench(module)
+        assert one.send(1)
+        record = one.consumer.take()
+        assert record is not None
+        for method in (two.consumer.start, two.consumer.done, two.consumer.dead):
+            with pytest.raises(TypeError):
+                method(record)
+            with pytest.raises(TypeError):
+                method(None)  # type: ignore[arg-type]
