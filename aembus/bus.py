@@ -109,9 +109,11 @@ class Bus:
                 bus, nonce, self.slot, self.incarnation, self._reader, self._inbox.wait
             )
             self._calls = Calls(self._sender, self._inbox, self.incarnation)
-            self.event_struct = EventStruct(self.slot, self._inbox, self._undeliverable)
+            self.event_struct = EventStruct(
+                self.slot, self._inbox, self._undeliverable, self._sender.ring
+            )
             self._runner = Runner(
-                self.event_struct, self._inbox, self._sender, self._calls, self._sender_or_raise
+                self.event_struct, self._inbox, self._calls, self._sender_or_raise
             )
             self._joined = True
         except BaseException:

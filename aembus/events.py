@@ -149,10 +149,18 @@ class EventStruct:
         slot: whose.
         inbox: where its jobs arrive.
         undeliverable: keeps what cannot be delivered.
+        give_room: told the slot of a producer that waits for room and has it now.
     """
 
-    def __init__(self, slot: int, inbox: Inbox, undeliverable: Undeliverable) -> None:
+    def __init__(
+        self,
+        slot: int,
+        inbox: Inbox,
+        undeliverable: Undeliverable,
+        give_room: Callable[[int], None],
+    ) -> None:
         self._slot = slot
+        self._give_room = give_room
         self._inbox = inbox
         self._undeliverable = undeliverable
         self._events: dict[int, Event] = {}
@@ -197,7 +205,13 @@ class EventStruct:
         handled = 0
         try:
             for lane, budget in self._inbox.turn():
-                handled += self._deliver_from(lane, budget)
+                from_here = self._deliver_from(lane, budget)
+                if from_here:
+                    handled += from_here
+                    # Now and not after the turn: among many lanes that may be a second later.
+                    producer = self._inbox.producer_wanting_room(lane)
+                    if producer is not None:
+                        self._give_room(producer)
                 if self._stopping[0]:
                     break
         finally:

@@ -97,7 +97,7 @@ class Publisher:
                         self._turn = chooser
                 finally:
                     gate.busy = False
-            # Releasing the lock was the fence between storing tail and reading sleeping.
+            fence()  # releasing the lock is one too, but not if it is held further out
             peer.ring()
         except BaseException:
             if peer is not None:

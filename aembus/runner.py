@@ -1,7 +1,7 @@
 """Running a member: the loop that delivers what arrives and sleeps when nothing is there.
 
 One thread at a time runs a member.  After each round of deliveries it hands over replies that
-others wait for, and posts the producers that wait for room.
+others wait for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Final
 from aembus.calls import Calls
 from aembus.errors import BusBroken
 from aembus.events import EventStruct
-from aembus.sender import Sender
 from aembus.shm.inbox import Inbox
 
 log = logging.getLogger("aembus")
@@ -34,7 +33,7 @@ class Runner:
     """Runs one member.
 
     Args:
-        event_struct, inbox, sender, calls: the member's parts.
+        event_struct, inbox, calls: the member's parts.
         check: raises if the bus is closed or broken.
     """
 
@@ -42,13 +41,11 @@ class Runner:
         self,
         event_struct: EventStruct,
         inbox: Inbox,
-        sender: Sender,
         calls: Calls,
         check: Callable[[], object],
     ) -> None:
         self._event_struct = event_struct
         self._inbox = inbox
-        self._sender = sender
         self._calls = calls
         self._check = check
         self._running = threading.Lock()
@@ -134,9 +131,6 @@ class Runner:
             self._runs_in = 0
         if self._inbox.has_replies():
             self._calls.take_replies()
-        if handled:
-            for slot in self._inbox.producers_wanting_room():
-                self._sender.ring(slot)
         return handled
 
     def _has_work(self) -> bool:

@@ -176,9 +176,11 @@ class Sender:
         """Like `try_activate`, but wait up to `timeout_s` for room, then raise InboxFull."""
         jobs = self.try_activate(route, payload, key_hash)
         if jobs == FULL:
+            # Whoever is in turn stays so: who is waited for must be who is sent to.
+            chosen = route.turn if key_hash == IN_TURN else key_hash
             job = Job(payload, key_hash)
             jobs = self._publish_when_room(
-                self._pick, route, job, layout.CLASS_NORMAL, timeout_s, route.point
+                self._pick_chosen, (route, chosen), job, layout.CLASS_NORMAL, timeout_s, route.point
             )
         return jobs
 
@@ -237,7 +239,7 @@ class Sender:
                     published = self._claim_and_commit(targets, job, lane_class, peers, decision)
                 finally:
                     self._gate.busy = False
-            # Releasing the lock was the fence between storing tail and reading sleeping.
+            fence()  # releasing the lock is one too, but not if it is held further out
             for peer in peers:
                 peer.ring()
         except BaseException:
@@ -319,6 +321,13 @@ class Sender:
             return route.queue.pick(job.key_hash)
         route.turn += 1
         return route.queue.pick(route.turn)
+
+    def _pick_chosen(self, subject: tuple[Route, int], job: Job) -> Sequence[Target]:
+        route, chosen = subject
+        if route.generation != self.routing.generation:
+            route.queue = self.routing.queue(route.point)
+            route.generation = self.routing.generation
+        return route.queue.pick(chosen)
 
     def _one(self, target: Target, job: Job) -> Sequence[Target]:
         return (target,) if target.slot in self.routing.members else ()
@@ -458,23 +467,27 @@ class Sender:
         deadline = time.monotonic() + timeout_s
         while True:
             with self._gate.lock:
-                full = [
-                    (t.slot, self._peers[t.slot].lane(lane_class))
+                peers = [
+                    peer
                     for t in pick(subject, job)
-                    if t.slot in self._peers
+                    if (peer := self._peers.get(t.slot)) and peer.open_lane(lane_class)
                 ]
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise InboxFull(
-                    "no room within the time-out, nothing was sent; wait longer (timeout=), add "
-                    "workers, or give the supervisor larger lanes (lane_bytes), "
-                    f"for={what!r}, timeout_s={timeout_s}, slots={[slot for slot, _ in full]}"
-                )
+                full = [(peer.slot, peer.lane(lane_class)) for peer in peers]
+                before = [peer.consumed(lane_class) for peer in peers]
             with self._flags_raised(full, lane_class):
-                self._wait(_room_in([lane for _, lane in full]), left_s)
                 jobs = self._publish(pick, subject, job, lane_class, decision)
                 if jobs != FULL:
                     return jobs
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise InboxFull(
+                        "no room within the time-out, nothing was sent; wait longer (timeout=), "
+                        "add workers, or give the supervisor larger lanes (lane_bytes), "
+                        f"for={what!r}, timeout_s={timeout_s}, slots={[slot for slot, _ in full]}"
+                    )
+                # Half a lane may be too little for a long job at the ring's end: what is waited
+                # for after a vain attempt is that the owners have gone on since before it.
+                self._wait(_room_made(peers, before, lane_class), left_s)
 
     @contextlib.contextmanager
     def _flags_raised(
@@ -518,8 +531,17 @@ class Sender:
             self._peers.clear()
 
 
-def _room_in(lanes: list[LaneProducer]) -> Callable[[], bool]:
-    return lambda: all(lane.has_room() for lane in lanes)
+def _room_made(peers: list[Peer], before: list[int], lane_class: int) -> Callable[[], bool]:
+    lanes = [peer.lane(lane_class) for peer in peers]
+
+    def ready() -> bool:
+        try:
+            moved = not peers or [peer.consumed(lane_class) for peer in peers] != before
+        except ValueError:  # another thread closed a peer: its owner has left
+            return True
+        return moved and all(lane.has_room() for lane in lanes)
+
+    return ready
 
 
 def _too_large(size_bytes: int, size_bytes_max: int) -> str:

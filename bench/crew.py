@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -63,6 +64,7 @@ class Crew:
         senders, takers = ("producer", shape.producers), ("consumer", shape.consumers)
         if shape is ROUND_TRIP:
             senders, takers = ("pinger", 1), ("ponger", 1)
+        resource_tracker.ensure_running()  # multiprocessing's; its start unblocks what we block
         with _environment(self.driver.environment):
             try:
                 self.driver.open(self._stack)

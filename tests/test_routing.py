@@ -33,9 +33,7 @@ def routing(
         for slot in slots
     ]
     points = {POINT: [list(registration) for registration in registrations]}
-    return Routing(
-        generation, {"members": members, "points": points, "services": services or []}
-    )
+    return Routing(generation, {"members": members, "points": points, "services": services or []})
 
 
 def test_without_a_group_everybody_gets_everything() -> None:
@@ -146,6 +144,8 @@ def test_a_service_is_found_by_name_and_version(
     name: str, version: str | None, found: str | None
 ) -> None:
     """Without a version the one loaded last is found, with one that one or none."""
-    services = [[n, v, 0, {"call": 1}, None] for n, v in (("timer", "1"), ("tcp", "1"), ("timer", "2"))]
+    services = [
+        [n, v, 0, {"call": 1}, None] for n, v in (("timer", "1"), ("tcp", "1"), ("timer", "2"))
+    ]
     service = routing([], services=services).service(name, version)
     assert (None if service is None else service.version) == found

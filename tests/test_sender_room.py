@@ -59,6 +59,7 @@ def owners(
 
 @contextlib.contextmanager
 def activator(bus: str, *registrations: tuple[int, int, str | None]) -> Iterator[Activator]:
+    """A sender among members 0 and 2, with these registrations."""
     found = Activator(bus, Registry({0: 0, 2: 1}, list(registrations)))
     try:
         yield found
@@ -79,7 +80,9 @@ def test_full_is_said_at_once_or_after_the_time(bus_name: str, owners: Owners) -
     with activator(bus_name, (1, 0, None)) as alone:
         jobs = fill(alone)
         assert alone.try_activate("late") == FULL
-        with pytest.raises(InboxFull, match=r"nothing was sent.*for='here', timeout_s=0.0, slots=.0"):
+        with pytest.raises(
+            InboxFull, match=r"nothing was sent.*for='here', timeout_s=0.0, slots=.0"
+        ):
             alone.activate("late", timeout_s=0.0)
         assert not owners.room_wanted(0)
         assert owners.take(0) == ["fill"] * jobs
@@ -273,6 +276,6 @@ def test_the_time_out_counts_from_the_beginning(bus_name: str, owners: Owners) -
 
         alone.wait = wait
         began = time.monotonic()
-        with pytest.raises(InboxFull, match="timeout_s=0.05"):
+        with pytest.raises(InboxFull, match=r"timeout_s=0\.05"):
             alone.activate("unlucky", timeout_s=0.05)
         assert 0.05 <= time.monotonic() - began < 5

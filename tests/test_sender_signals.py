@@ -18,33 +18,20 @@ from aembus.sender import NEVER
 from aembus.shm import lane as reference
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
-from tests.support.interruption import Arrival, At, every_bytecode, numbers, untraced
+from tests.support.interruption import (
+    Arrival,
+    At,
+    every_bytecode,
+    every_ctrl_c,
+    every_handler,
+    handler,
+    interrupt,
+    numbers,
+    untraced,
+)
 from tests.support.lanes import implementations, use
 from tests.support.senders import SLOT, Activator, Registry
 from tests.support.shared import inbox_made, inbox_open, take_turn
-
-@contextlib.contextmanager
-def handler(run: Callable[[], object]) -> Iterator[None]:
-    """Have `run` called by Python's handler of SIGUSR1."""
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: run())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def ctrl_c_at(number: int) -> At:
-    """A Ctrl-C that arrives before a bytecode; Python raises where it next looks for signals."""
-    return At({number: Arrival(signal.SIGUSR1)})
-
-
-def handler_at(number: int) -> At:
-    """A handler that runs before a bytecode, whether Python would look for signals there or not."""
-    return At({number: lambda: signal.raise_signal(signal.SIGUSR1)})
 
 
 class Fanout:
@@ -150,8 +137,7 @@ def test_ctrl_c_leaves_all_or_nothing(fanout: Fanout) -> None:
             ends.add((interrupted, bool(got)))  # noqa: B023
             assert fanout.activate(point, "next") == (["next"], False), at.where
 
-        with handler(interrupt):
-            count = every_bytecode(ctrl_c_at, run)
+        count = every_ctrl_c(run)
         print(f"{point}, first={first}: bytecodes={count}")
         assert count > 50
         assert ends == {(False, True), (True, True), (True, False)}
@@ -167,8 +153,7 @@ def test_an_activation_by_a_handler_is_delivered_once(fanout: Fanout) -> None:
             got, _ = fanout.activate(point, "outer", at)
             assert sorted(got) == (["inner", "outer"] if at.happened else ["outer"]), at.where
 
-        with handler(lambda point=point: fanout.bus.activate(point, "inner")):  # type: ignore[misc]
-            count = every_bytecode(handler_at, run)
+        count = every_handler(run, functools.partial(fanout.bus.activate, point, "inner"))
         print(f"{point}, first={first}: bytecodes={count}")
         assert count > 50
 
@@ -187,8 +172,8 @@ def test_a_handler_may_activate_and_raise(fanout: Fanout) -> None:
             assert got.count("outer") <= 1, at.where
             assert fanout.activate(point, "next") == (["next"], False), at.where
 
-        with handler(activate_and_raise):
-            count = every_bytecode(ctrl_c_at, run)
+        with handler(signal.SIGUSR1, activate_and_raise):
+            count = every_bytecode(lambda number: At({number: Arrival(signal.SIGUSR1)}), run)
         assert count > 50
 
 
@@ -206,10 +191,12 @@ def test_ctrl_c_loses_no_activation_that_was_put_aside(plain_fanout: Fanout) -> 
 
     def nested_first(number: int) -> At:
         interrupts.clear()
-        return At({
-            inside: lambda: signal.raise_signal(signal.SIGUSR1),
-            inside + number: Arrival(signal.SIGUSR1),
-        })
+        return At(
+            {
+                inside: lambda: signal.raise_signal(signal.SIGUSR1),
+                inside + number: Arrival(signal.SIGUSR1),
+            }
+        )
 
     def run(at: At) -> None:
         got, _ = fanout.activate(Fanout.BOTH, "outer", at)
@@ -217,7 +204,7 @@ def test_ctrl_c_loses_no_activation_that_was_put_aside(plain_fanout: Fanout) -> 
         assert got.count("outer") <= 1, at.where
 
     inside = bytecode_in(fanout, "_claim_and_commit")
-    with handler(nested_or_interrupt):
+    with handler(signal.SIGUSR1, nested_or_interrupt):
         count = every_bytecode(nested_first, run)
     assert count > 50
 
@@ -236,13 +223,12 @@ def bytecode_in(fanout: Fanout, function: str) -> int:
 
 
 def received(inbox: Inbox) -> list[str]:
+    """Take what has arrived."""
     return [decode(record.payload)[0] for record in take_turn(inbox)]
 
 
 @pytest.fixture
-def inboxes(
-    monkeypatch: pytest.MonkeyPatch, bus_name: str
-) -> Iterator[tuple[Inbox, Inbox]]:
+def inboxes(monkeypatch: pytest.MonkeyPatch, bus_name: str) -> Iterator[tuple[Inbox, Inbox]]:
     """Two inboxes, 0 and 1; each holds four small records from each producer."""
     use(monkeypatch, reference)
     with contextlib.ExitStack() as stack:
@@ -289,9 +275,10 @@ def test_a_change_of_the_bus_is_taken_in_whole(
         if what == "handler" or not at.happened:
             assert sorted(got) == expected if by == "refresh" else sorted(expected), at.where
 
-    inner = (lambda: alone.activate("inner")) if what == "handler" else interrupt
-    with handler(inner):
-        count = every_bytecode(handler_at if what == "handler" else ctrl_c_at, run)
+    if what == "handler":
+        count = every_handler(run, lambda: alone.activate("inner"))
+    else:
+        count = every_ctrl_c(run)
     alone.sender.close()
     assert count > 100
 
@@ -322,14 +309,14 @@ def test_ctrl_c_while_waiting_for_room_takes_the_wish_back(
         assert received(old) == ["next"], at.where
 
     alone.wait = make_room
-    with handler(interrupt):
-        count = every_bytecode(ctrl_c_at, run)
+    count = every_ctrl_c(run)
     alone.sender.close()
     assert wishes == {1}
     assert count > 100
 
 
 def room_wanted(inbox: Inbox) -> int:
+    """Return the flag by which the sender asks this inbox's owner for room."""
     segment = inbox._segment
     control = layout.lane_control_offset(segment.slots, SLOT)
     return int(segment.words[(control + layout.LANE_ROOM_WANTED) // 8])

@@ -37,6 +37,8 @@ class Publisher:
     def publish(self, payload: bytes, key_hash: int, /) -> int:
         """Return how many jobs were published and announced; 0: nothing was, use the other way.
 
-        It is 0 when the generation is another, a lane is full, not open or in use by another
-        thread, or the payload too long.  `key_hash` is -1 for the next in turn.
+        It is 0 when the generation is another, a lane is full, closed, not open or in use by
+        another thread, or the payload too long or no bytes.  `key_hash` is -1 for the next in turn.
+
+        What `ring` raises comes through, after all who sleep were rung, the one that raised twice.
         """

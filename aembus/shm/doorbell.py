@@ -23,17 +23,18 @@ import posix_ipc
 
 from aembus.shm import layout, names
 
-_fence_lock = threading.Lock()
+_fence_lock = threading.RLock()
 
 
 def fence() -> None:
     """Order every store before this call before every load after it (as C's seq_cst fence).
 
     Taking and releasing a free lock is a locked read-modify-write in CPython, and keeps the GIL.
-    On x86-64 that is a full fence.
+    On x86-64 that is a full fence.  It is a ``with`` block since Python runs no signal handler
+    inside of this one: Ctrl-C between `acquire()` and `release()` would leave the lock held.
     """
-    _fence_lock.acquire()
-    _fence_lock.release()
+    with _fence_lock:
+        pass
 
 
 def semaphore_name(bus: str, nonce: str, inbox_id: int) -> str:

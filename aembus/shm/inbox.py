@@ -54,12 +54,16 @@ class Inbox:
         self._lane_bytes = segment.lane_bytes
         self._doors_end = layout.DOORS + layout.LANE_CLASSES * self._slots
         self._doors = bytes(layout.LANE_CLASSES * self._slots)
+        self._opened: dict[int, LaneConsumer | None] = {}  # by the lane's number; None: corrupt
         self.lanes: tuple[list[LaneConsumer], ...] = tuple([] for _ in range(layout.LANE_CLASSES))
         self._origins: dict[LaneConsumer, tuple[int, int]] = {}  # lane class, producer's slot
         self._turn = 0
-        self._ticket = 0
+        # Tickets go on growing from one owner to the next: a producer that has posted for our
+        # predecessor's n-th sleep would else take our n-th sleep for the one it posted for.
+        self._ticket = time.monotonic_ns() & ~layout.BELL_KIND_MASK
         self._suspected_at = 0.0
-        self._elected = threading.Lock()
+        self._looking = threading.RLock()
+        self._elected = threading.RLock()
         self._waiting: list[Callable[[], bool]] = []
         self._woken = threading.Condition()
         self._wakes = 0
@@ -84,25 +88,34 @@ class Inbox:
 
     def look_for_doors(self) -> None:
         """Take up the lanes whose producer has opened them since the last look."""
-        doors = bytes(self._segment.memory[layout.DOORS : self._doors_end])
-        if doors == self._doors:
+        if self._segment.memory[layout.DOORS : self._doors_end] == self._doors:
             return
-        for index, (before, now) in enumerate(zip(self._doors, doors, strict=True)):
-            if now == layout.DOOR_OPEN != before:
-                self._open_lane(index)
-        self._doors = doors
+        # Any thread looks, a signal handler may come in between, and Ctrl-C may end it anywhere:
+        # each lane is entered by one act that may be repeated, and the lists are made from that.
+        with self._looking:
+            doors = bytes(self._segment.memory[layout.DOORS : self._doors_end])
+            for index, door in enumerate(doors):
+                if door == layout.DOOR_OPEN and index not in self._opened:
+                    self._open_lane(index)
+            lanes: tuple[list[LaneConsumer], ...] = tuple([] for _ in range(layout.LANE_CLASSES))
+            for index, lane in sorted(self._opened.items()):
+                if lane is not None:
+                    lanes[index // self._slots].append(lane)
+            self.lanes = lanes
+            self._doors = doors
 
     def _open_lane(self, index: int) -> None:
-        lane_class, producer = divmod(index, self._slots)
         control = layout.lane_control_offset(self._slots, index)
         ring = layout.ring_offset(self._slots, self._lane_bytes, index)
         try:
             lane = LaneConsumer(self._segment.memory, control, ring, self._lane_bytes)
         except CorruptLane as error:
-            self._count_corrupt(error, producer)
+            self._opened.setdefault(index, None)
+            self._count_corrupt(error, index % self._slots)
             return
-        self.lanes[lane_class].append(lane)
-        self._origins[lane] = (lane_class, producer)
+        self._origins[lane] = divmod(index, self._slots)
+        if self._opened.setdefault(index, lane) is not lane:
+            del self._origins[lane]  # a signal handler was here first
 
     def reserve_reply_lane(self, producer: int) -> None:
         """Give memory to the lane by which `producer` will answer.  Raises OutOfSharedMemory."""
@@ -165,7 +178,12 @@ class Inbox:
     def producers_wanting_room(self) -> list[int]:
         """Return the slots of producers that wait for room and now have it."""
         fence()  # SYNC POINT: pairs with the producer's between raising its flag and reading head
-        return [slot for lane, (_, slot) in self._origins.items() if lane.wants_post()]
+        return [slot for lane, (_, slot) in tuple(self._origins.items()) if lane.wants_post()]
+
+    def producer_wanting_room(self, lane: LaneConsumer) -> int | None:
+        """Return the slot of a lane's producer if it waits for room and now has it."""
+        fence()  # SYNC POINT: as in producers_wanting_room
+        return self._origins[lane][1] if lane.wants_post() else None
 
     def lane_class(self, lane: LaneConsumer) -> int:
         """Return the class of one of this inbox's lanes."""
@@ -180,26 +198,35 @@ class Inbox:
         It may return early when a Python signal handler ran.
         """
         deadline = time.monotonic() + timeout_s
-        self._waiting.append(ready)
         try:
+            # Inside of `try`, as `acquire` below: Ctrl-C may come right behind it.  And what undoes
+            # them is the first call in `finally`: it may come before a second one, too.
+            self._waiting.append(ready)
             while not ready():
                 left_s = min(deadline - time.monotonic(), SLEEP_S_MAX)
                 if left_s <= 0:
                     return False
                 wakes = self._wakes
-                if self._elected.acquire(blocking=False):
-                    try:
+                try:
+                    if self._elected.acquire(blocking=False):
                         self._sleep(left_s)
-                    finally:
+                    else:
+                        with self._woken:
+                            if self._wakes == wakes:
+                                self._woken.wait(left_s)
+                finally:
+                    try:
                         self._elected.release()
+                    except RuntimeError:  # another thread is elected
+                        pass
+                    else:
                         self._wake_others()
-                else:
-                    with self._woken:
-                        if self._wakes == wakes:
-                            self._woken.wait(left_s)
             return True
         finally:
-            self._waiting.remove(ready)
+            try:
+                self._waiting.remove(ready)
+            except ValueError:  # Ctrl-C came first
+                pass
 
     def _sleep(self, timeout_s: float) -> None:
         try:
@@ -207,9 +234,10 @@ class Inbox:
                 began = time.monotonic()
                 rung = self._bell.timed_wait(timeout_s)
                 by_bound = not rung and time.monotonic() - began >= timeout_s
-                if rung:
-                    self._suspected_at = 0.0
-                self.watch_for_lost_posts(by_bound and self._anyone_ready())
+                found = self._anyone_ready()
+                if rung and not found:
+                    self._suspected_at = 0.0  # a post without work: the late one
+                self.watch_for_lost_posts(by_bound and found)
         finally:
             self.end_sleep()
 

@@ -235,10 +235,11 @@ class LaneProducer:
             free = self._capacity
         else:
             free = (head - claimed) & (self._capacity - 1)
-        # The consumer, who must not believe in what cannot be counted, takes what is used for as
-        # many records as it has units.
-        left = CURSOR_COUNT_MAX - (head >> CURSOR_OFFSET_BITS) - (self._capacity - free)
-        self._free = free = min(free, left)
+        # A cursor counts to CURSOR_COUNT_MAX.  The consumer, who must not believe in what cannot be
+        # counted, takes what is used for as many records as it has units.
+        used = self._capacity - free
+        count = max((head >> CURSOR_OFFSET_BITS) + used, claimed >> CURSOR_OFFSET_BITS)
+        self._free = free = min(free, CURSOR_COUNT_MAX - count)
         return free
 
     def _write_pad(self, offset: int, units: int) -> None:

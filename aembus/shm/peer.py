@@ -81,9 +81,20 @@ class Peer:
         segment.memory[door] = layout.DOOR_OPEN  # SYNC POINT: the owner looks into this lane now
         return lane
 
+    def consumed(self, lane_class: int) -> int:
+        """Return how far the owner has read our lane of this class; -1 if we closed it."""
+        slots = self._segment.slots
+        control = layout.lane_control_offset(
+            slots, layout.lane_index(slots, lane_class, self._own_slot)
+        )
+        return int(self._words[(control + layout.LANE_HEAD) // layout.WORD])
+
     def ring(self) -> None:
         """Post the doorbell if its owner sleeps.  A fence must lie behind the last `commit`."""
-        sleeping = self._words[_SLEEPING_WORD]
+        try:
+            sleeping = self._words[_SLEEPING_WORD]
+        except ValueError:  # another thread has closed this peer: its owner has left
+            return
         if sleeping:
             self._ringer.ring(sleeping)
 

@@ -70,11 +70,16 @@ def _title(report: Report) -> str:
     accounts = report.accounts
     wrong = accounts.lost + accounts.duplicated + accounts.reordered + accounts.corrupted
     return (
-        f"aembus stress: {report.producers} producers, {report.workers} workers, "
+        f"aembus stress: {_count(report.producers, 'producer')}, "
+        f"{_count(report.workers, 'worker')}, "
         f"{report.size}-byte jobs, lanes in {report.lane}{', one core' if report.pinned else ''}\n"
         f"{accounts.delivered:,} jobs delivered in {report.seconds:.1f} s; "
         f"{wrong:,} lost, duplicated, reordered or corrupted"
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _draw_latencies(axes: Axes, report: Report) -> None:

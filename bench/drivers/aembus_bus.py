@@ -42,7 +42,7 @@ class AembusDriver(Driver):
         found = lane_in_use(cls.lane)
         if found == cls.lane:
             return None
-        return f"with {LANE_VARIABLE}={cls.lane} aembus uses the lanes in {found}"
+        return f"{LANE_VARIABLE}={cls.lane} gives: {found}"
 
     @classmethod
     def version(cls) -> str:
@@ -57,9 +57,10 @@ class AembusDriver(Driver):
 
     def open(self, stack: ExitStack) -> None:
         """Start a supervisor without workers; its members join as clients."""
-        stack.enter_context(
-            aembus.Supervisor(self.bus, state_directory=Path(self.scratch) / self.bus)
-        )
+        state = Path(self.scratch) / self.bus
+        # After Ctrl-C its members are killed, and it would warn of each.
+        bus = aembus.Supervisor(self.bus, state_directory=state, log_level="ERROR")
+        stack.enter_context(bus)
 
     def producer(self, index: int) -> Producer:
         """Join the bus and keep the point."""
@@ -94,7 +95,7 @@ class AembusPythonDriver(AembusDriver):
 
 
 def lane_in_use(lane: str) -> str:
-    """Return which implementation of the lanes a process uses that is told to use `lane`."""
+    """Return which lanes a process uses that is told to use `lane`, or what it complains of."""
     said = subprocess.run(
         [sys.executable, "-c", "from aembus.shm import lanes; print(lanes.IMPLEMENTATION)"],
         env={**os.environ, LANE_VARIABLE: lane},
@@ -102,7 +103,7 @@ def lane_in_use(lane: str) -> str:
         text=True,
         check=False,
     )
-    return said.stdout.strip() or "nothing: " + said.stderr.strip().rpartition("\n")[2]
+    return said.stdout.strip() or said.stderr.strip().rpartition("\n")[2]
 
 
 class _Producer(Producer):
@@ -113,7 +114,10 @@ class _Producer(Producer):
     def send(self) -> None:
         activate, blob = self.job.activate, self.batch.blob
         for number in self.batch.numbers:
-            activate(number, TEXT, blob, timeout=FOREVER_S)
+            try:
+                activate(number, TEXT, blob)
+            except aembus.InboxFull:  # for a whole second
+                activate(number, TEXT, blob, timeout=FOREVER_S)
 
     def end(self) -> None:
         self.through.activate(END_NUMBER, TEXT, b"", timeout=FOREVER_S)
@@ -126,7 +130,10 @@ class _KeyedProducer(_Producer):
     def send(self) -> None:
         activate, blob = self.job.activate, self.batch.blob
         for number, key in zip(self.batch.numbers, keys(), strict=False):
-            activate(number, TEXT, blob, key=key, timeout=FOREVER_S)
+            try:
+                activate(number, TEXT, blob, key=key)
+            except aembus.InboxFull:  # for a whole second
+                activate(number, TEXT, blob, key=key, timeout=FOREVER_S)
 
 
 class _Consumer(Consumer):

@@ -17,7 +17,7 @@ from bench.servers import server, version_of
 from bench.work import Shape
 
 PROGRAM: Final = "redis-server"
-PIPELINE: Final = 200  # commands that are sent together
+PIPELINE: Final = 500  # commands that are sent together
 COUNT: Final = 1000  # messages that are read together
 KEEP: Final = 400_000  # messages in a stream: far more than a round sends
 

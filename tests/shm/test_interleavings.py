@@ -1,4 +1,4 @@
-"""The lane and the doorbell under every schedule: each load and store on its own, in x86-64's order.
+"""The lane and the doorbell under every schedule of single loads and stores, on x86-64.
 
 What runs is the code of `aembus` itself, `Sender` and `Inbox` included, on the memory of
 `tests.support.explorer`.  Each promise is also put to a machine with a fault in it, to show that
@@ -7,6 +7,7 @@ the exploration would find one.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from types import SimpleNamespace, TracebackType
@@ -46,15 +47,15 @@ class Machine:
         self.fences = True
         self.deaf: set[int] = set()  # inboxes whose bell is not posted
         self.coarse = False
+        self.ring_bytes = RING_BYTES
         use(monkeypatch, lane_module)
         monkeypatch.setattr(lane_module, "_pack_header", _pack_header)
         monkeypatch.setattr(lane_module, "_unpack_header", _unpack_header)
-        # The time of an activation goes into its record: it must be the same in each replay.
+        # What is read off a clock goes into shared memory: it must be the same in each replay.
         clock = SimpleNamespace(monotonic=time.monotonic, monotonic_ns=lambda: 77)
         for module in (inbox_module, publisher_module, sender_module):
             monkeypatch.setattr(module, "fence", self.fence)
-            if module is not inbox_module:
-                monkeypatch.setattr(module, "time", clock)
+            monkeypatch.setattr(module, "time", clock)
 
     def fence(self) -> None:
         if self.fences:
@@ -74,12 +75,13 @@ class Machine:
     # --- what the parts of aembus are given ---------------------------------------------------
 
     def inbox(self, inbox_id: int, slots: int) -> Inbox:
-        return Inbox(cast(Any, Segment(self.memory(inbox_id), slots)), Bell(self.cpu, inbox_id))
+        segment = Segment(self.memory(inbox_id), slots, self.ring_bytes)
+        return Inbox(cast(Any, segment), Bell(self.cpu, inbox_id))
 
     def peer(self, inbox_id: int, slots: int, own_slot: int) -> Peer:
         # As Peer.__init__ does, which opens the shared names.
         peer = Peer.__new__(Peer)
-        segment = Segment(self.memory(inbox_id), slots)
+        segment = Segment(self.memory(inbox_id), slots, self.ring_bytes)
         peer.slot = peer.inbox_id = inbox_id
         peer._own_slot, peer._own_incarnation = own_slot, own_slot + 100
         peer._segment = cast(Any, segment)
@@ -100,20 +102,20 @@ class Machine:
         return sender
 
     def runner(self, inbox: Inbox, sender: Sender, handler: Callable[..., object]) -> Runner:
-        struct = EventStruct(0, inbox, never)
+        struct = EventStruct(0, inbox, never, sender.ring)
         options = {"name": "", "group": None, "once": False, "redeliver": True, "context": None}
         event = Event(POINT, handler, closer=never, **cast(Any, options))
         event.id = EVENT_ID
         struct.add(event)
-        return Runner(struct, inbox, sender, cast(Any, None), never)
+        return Runner(struct, inbox, cast(Any, None), never)
 
 
 class Segment:
     """As much of a segment as inboxes and peers use."""
 
-    def __init__(self, memory: Memory, slots: int) -> None:
+    def __init__(self, memory: Memory, slots: int, lane_bytes: int) -> None:
         self.memory, self.words = memory, memory.cast("Q")
-        self.slots, self.lane_bytes = slots, RING_BYTES
+        self.slots, self.lane_bytes = slots, lane_bytes
 
     def reserve(self, offset: int, size_bytes: int) -> None: ...
 
@@ -244,7 +246,7 @@ class Lane:
 class TailFirst(LaneProducer):
     """A producer that publishes first and writes afterwards."""
 
-    def claim(self, payload: bytes, *fields: int) -> bool:  # type: ignore[override]
+    def claim(self, payload: bytes, *fields: int) -> bool:
         memory = cast(Memory, self._memory)
         late: list[tuple[int, bytes]] = []
         self._memory = cast(memoryview, _Late(late))
@@ -287,10 +289,9 @@ def test_a_tail_stored_too_early_is_found(machine: Machine) -> None:
 class Doorbell:
     """Senders that activate, and an owner that sleeps when there is nothing to do."""
 
-    def __init__(
-        self, machine: Machine, *, senders: int, jobs: int, opened: bool = False
-    ) -> None:
+    def __init__(self, machine: Machine, *, senders: int, jobs: int, opened: bool = False) -> None:
         self.machine = machine
+        machine.ring_bytes = 2 * RING_BYTES  # so that the second job goes the short way
         self.senders = senders
         self.jobs = jobs
         self.opened = opened  # have the lanes been opened before?
@@ -301,9 +302,9 @@ class Doorbell:
         sender = machine.sender(slot, never, peer)
         if self.opened:
             control = layout.lane_control_offset(self.senders, slot)
-            ring = layout.ring_offset(self.senders, RING_BYTES, slot)
+            ring = layout.ring_offset(self.senders, machine.ring_bytes, slot)
             memory = cast(memoryview, machine.memory())
-            peer._lanes[0] = LaneProducer(memory, control, ring, RING_BYTES, slot, 0)
+            peer._lanes[0] = LaneProducer(memory, control, ring, machine.ring_bytes, slot, 0)
         route = sender.route(POINT)
         for number in range(self.jobs):
             assert sender.try_activate(route, encode((slot, number)), IN_TURN) == 1
@@ -336,7 +337,7 @@ class Doorbell:
     def actors(self) -> dict[str, Actor]:
         actors = {"owner": self.machine.actor(self.receive)}
         for slot in range(self.senders):
-            actors[f"sender {slot}"] = self.machine.actor(lambda slot=slot: self.send(slot))
+            actors[f"sender {slot}"] = self.machine.actor(functools.partial(self.send, slot))
         return actors
 
 

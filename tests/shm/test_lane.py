@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Final
@@ -24,23 +22,15 @@ from hypothesis.stateful import (
 from aembus.shm import lane as reference
 from aembus.shm import layout
 from aembus.shm.lane import LaneConsumer, LaneProducer, Record
-from tests.support.lanes import CANARY, INCARNATION, SLOT, LaneMemory, implementations, send
+from tests.support.lanes import INCARNATION, SLOT, LaneMemory, send, taken
 
 RINGS: Final = (512, 1024)
 DELIVERED, DEAD, FORWARDED = "done", "dead", "forwarded"  # as the consumer's methods are called
 WORD_MAX: Final = (1 << 64) - 1
-IMAGES: Final = 2000
 
 u8 = st.integers(0, (1 << 8) - 1)
 u32 = st.integers(0, (1 << 32) - 1)
 u64 = st.integers(0, WORD_MAX)
-
-
-@pytest.fixture(params=implementations(), ids=lambda module: module.IMPLEMENTATION)
-def lane_module(request: pytest.FixtureRequest) -> ModuleType:
-    """An implementation of the lane."""
-    module: ModuleType = request.param
-    return module
 
 
 # --- against a deque ------------------------------------------------------------------------------
@@ -68,9 +58,7 @@ class Model:
     claimed: list[Sent] = field(default_factory=list)
     head: int = 0
     sent: int = 0
-    finished: dict[str, int] = field(
-        default_factory=lambda: {DELIVERED: 0, DEAD: 0, FORWARDED: 0}
-    )
+    finished: dict[str, int] = field(default_factory=lambda: {DELIVERED: 0, DEAD: 0, FORWARDED: 0})
 
     @property
     def end(self) -> int:
@@ -229,7 +217,7 @@ class LaneAgainstDeque(RuleBasedStateMachine):
 def test_a_lane_is_a_deque_whatever_is_done_to_it(lane_module: ModuleType) -> None:
     """Claims, takes, finishes and reopenings in any order do to a lane what they do to a deque."""
     run_state_machine_as_test(
-        lambda: LaneAgainstDeque(lane_module),
+        lambda: LaneAgainstDeque(lane_module),  # type: ignore[arg-type]  # any factory will do
         settings=settings(max_examples=80, stateful_step_count=80, deadline=None),
     )
 
@@ -293,7 +281,7 @@ def test_a_refused_claim_changes_nothing(lane_module: ModuleType) -> None:
     """After a claim that found no room, the records claimed before it can still be committed."""
     lane = LaneMemory(lane_module, 512)
     producer, consumer = lane.producer(), lane.consumer()
-    payloads = []
+    payloads: list[bytes] = []
     while producer.claim(bytes([len(payloads)]), layout.KIND_JOB, 0, 1, 0, 0, 0, 0, 0):
         payloads.append(bytes([len(payloads)]))
     assert len(payloads) == 4
@@ -395,9 +383,15 @@ def test_closing_an_end_leaves_the_lane(lane_module: ModuleType) -> None:
     assert [record.payload for record in taken(lane.consumer())] == [b"kept"]
 
 
-def taken(consumer: LaneConsumer) -> list[Record]:
-    """Take all there is."""
-    return list(iter(consumer.take, None))
+def test_a_closed_end_disturbs_nobody_who_still_asks_for_room(lane_module: ModuleType) -> None:
+    """A thread that waits for room in a lane that another thread closes is sent to look again."""
+    producer: LaneProducer = LaneMemory(lane_module, 512).producer()
+    while send(producer, b""):
+        pass
+    assert not producer.has_room()
+    producer.close()
+    assert producer.has_room()
+    producer.want_room(False)
 
 
 # --- killed between two stores (the reference only: it can be stopped there) ----------------------
@@ -468,165 +462,3 @@ def test_a_consumer_may_die_between_any_two_stores(first: str) -> None:
         stores += 1
     assert stores > 10
     assert not again
-
-
-# --- bytes that make no sense ---------------------------------------------------------------------
-
-
-def images(module: ModuleType) -> Iterator[tuple[str, LaneMemory]]:
-    """Yield lanes with something wrong in them: each field set to extremes, then flipped bytes."""
-    chance = random.Random(20)
-    lane, begins = full_of_records(module, chance)
-    image = bytes(lane.memory)
-    count = 0
-    for name, offset, width, values in mutations(lane, begins):
-        for value in values:
-            wrong = LaneMemory(module, lane.ring_bytes, image)
-            wrong.memory[offset : offset + width] = value.to_bytes(width, "little")
-            yield f"{name} = {value:#x}", wrong
-            count += 1
-    while count < IMAGES:
-        if count % 50 == 0:
-            lane, begins = full_of_records(module, chance)
-            image = bytes(lane.memory)
-        wrong = LaneMemory(module, lane.ring_bytes, image)
-        flips = []
-        for _ in range(chance.randint(1, 4)):
-            control = chance.random() < 0.3
-            begin = lane.control if control else lane.ring
-            size = layout.LANE_CONTROL_BYTES if control else lane.ring_bytes
-            at = begin + chance.randrange(size)
-            wrong.memory[at] = chance.randrange(256)
-            flips.append(f"{at - begin}:{wrong.memory[at]}")
-        yield f"image {count}, {'control' if control else 'ring'}, flips={flips}", wrong
-        count += 1
-
-
-def full_of_records(module: ModuleType, chance: random.Random) -> tuple[LaneMemory, list[int]]:
-    """Return a lane with records in it, pads too, and the offsets where records begin."""
-    lane = LaneMemory(module, chance.choice(RINGS))
-    producer, consumer = lane.producer(), lane.consumer()
-    for _ in range(chance.randint(0, 40)):
-        size = chance.randint(0, producer.payload_bytes_max)
-        while not send(producer, b"p" * size):
-            record = consumer.take()
-            assert record is not None
-            consumer.done(record)
-    ring, begins = lane.ring, []
-    offset = lane.words[(lane.control + layout.LANE_HEAD) // 8] & layout.CURSOR_OFFSET_MASK
-    for _ in range(lane.counts().queued):
-        header = layout.RECORD_HEADER.unpack_from(lane.memory, ring + offset * layout.UNIT)
-        begins.append(ring + offset * layout.UNIT)
-        if header[1] == layout.KIND_PAD:
-            offset = 0
-            header = layout.RECORD_HEADER.unpack_from(lane.memory, ring)
-            begins.append(ring)
-        offset = (offset + layout.record_units(header[0])) % (lane.ring_bytes // layout.UNIT)
-    return lane, begins
-
-
-def mutations(lane: LaneMemory, begins: list[int]) -> Iterator[tuple[str, int, int, set[int]]]:
-    """Yield the fields to spoil: name, offset, width in bytes, values."""
-    capacity = lane.ring_bytes // layout.UNIT
-    for name in ("LANE_TAIL", "LANE_HEAD", "LANE_ROOM_WANTED", "LANE_DEAD", "LANE_FORWARDED"):
-        offset = lane.control + getattr(layout, name)
-        now = lane.words[offset // 8]
-        near = {now + sign * step for sign in (1, -1) for step in (1, 7, layout.CURSOR_RECORD)}
-        places = {now & ~layout.CURSOR_OFFSET_MASK | at for at in range(capacity + 2)}
-        values = near | places | {0, 1, 1 << 63, WORD_MAX, layout.CURSOR_OFFSET_MASK, WORD_MAX - 63}
-        yield name, offset, 8, {value & WORD_MAX for value in values}
-    fields = {"length": (0, 4), "kind": (4, 1), "state": (8, 8), "sequence": (16, 8)}
-    for begin in {*begins[:2], *begins[-2:], lane.ring}:
-        for name, (offset, width) in fields.items():
-            largest = (1 << 8 * width) - 1
-            now = int.from_bytes(lane.memory[begin + offset : begin + offset + width], "little")
-            sizes = {64 * units + more for units in range(capacity + 1) for more in (-1, 0, 1)}
-            values = {now - 1, now + 1, 0, 1, 2, largest, largest - 63, largest // 2} | sizes
-            good = {value for value in values if 0 <= value <= largest}
-            yield f"{name} of the record at {begin - lane.ring}", begin + offset, width, good
-
-
-def read_to_the_end(
-    consumer: LaneConsumer, corrupt: type[Exception], spoiled: Callable[[bytes], bool]
-) -> str | None:
-    """Do what an inbox does with a lane until nothing is left; return what went wrong, or None."""
-    finishes = (consumer.done, consumer.dead, consumer.forwarded)
-    for number in range(200):
-        if not consumer.has_records():
-            return None
-        try:
-            record = consumer.take()
-        except corrupt:
-            consumer.skip_to_tail()
-            continue
-        if record is not None:
-            if spoiled(record.payload):
-                return "memory outside of the ring was read"
-            consumer.start(record)
-            finishes[number % 3](record)
-            consumer.wants_post()
-    return "the lane never came to an end"
-
-
-def test_no_bytes_of_the_producer_harm_the_consumer(lane_module: ModuleType) -> None:
-    """Whatever is in a lane, reading it ends, raises CorruptLane at most, and stays in the ring."""
-    wrong = []
-    for name, lane in images(lane_module):
-        try:
-            consumer = lane.consumer()
-        except lane_module.CorruptLane:
-            continue  # its own `head` makes no sense: the owner does not open such a lane
-        trouble = read_to_the_end(
-            consumer, lane_module.CorruptLane, lambda payload: CANARY[:4] in payload
-        )
-        if not lane.gaps_are_whole():
-            trouble = "memory outside of the ring was written"
-        if trouble is not None:
-            wrong.append(f"{name}: {trouble}")
-    assert not wrong, f"{len(wrong)} of {IMAGES} images, such as\n" + "\n".join(wrong[:20])
-
-
-def test_a_lane_goes_on_after_what_could_not_be_followed(lane_module: ModuleType) -> None:
-    """Records sent after a corrupt one are delivered, and what was given up counts as dead."""
-    lane = LaneMemory(lane_module, 1024)
-    producer, consumer = lane.producer(), lane.consumer()
-    for number in range(4):
-        assert send(producer, bytes([number]))
-    lane.memory[lane.ring + 2 * 64 + 4] = 99  # the kind of the second record
-    record = consumer.take()
-    assert record is not None
-    consumer.done(record)
-    with pytest.raises(lane_module.CorruptLane, match="cursor=0x.* header="):
-        consumer.take()
-    assert consumer.skip_to_tail() == 3
-    assert consumer.take() is None
-    assert send(producer, b"later")
-    (record,) = taken(consumer)
-    assert (record.payload, record.sequence) == (b"later", 5)
-    consumer.done(record)
-    counts = lane.counts()
-    assert (counts.sent, counts.delivered, counts.dead_lettered, counts.queued) == (5, 2, 3, 0)
-
-
-@pytest.mark.parametrize("cursor", [8, layout.CURSOR_OFFSET_MASK, WORD_MAX])
-def test_a_cursor_outside_the_ring_is_refused_at_once(
-    lane_module: ModuleType, cursor: int
-) -> None:
-    """Neither end opens a lane whose own cursor lies outside the ring."""
-    lane = LaneMemory(lane_module, 512)
-    lane.set_cursors(cursor)
-    with pytest.raises(lane_module.CorruptLane, match="head=0x"):
-        lane.consumer()
-    with pytest.raises(lane_module.CorruptLane, match="tail=0x"):
-        lane.producer()
-
-
-def test_a_closed_end_disturbs_nobody_who_still_asks_for_room(lane_module: ModuleType) -> None:
-    """A thread that waits for room in a lane that another thread closes is sent to look again."""
-    producer: LaneProducer = LaneMemory(lane_module, 512).producer()
-    while send(producer, b""):
-        pass
-    assert not producer.has_room()
-    producer.close()
-    assert producer.has_room()
-    producer.want_room(False)

@@ -34,7 +34,14 @@ def test_a_million_records_arrive_whole_once_and_in_order(
         inbox_open(bus_name, 0) as inbox,
         peer_open(bus_name, 0, 1) as producer_bell,
         subprocess.Popen(
-            [sys.executable, "-m", "tests.support.million", bus_name, module.__name__, str(RECORDS)],
+            [
+                sys.executable,
+                "-m",
+                "tests.support.million",
+                bus_name,
+                module.__name__,
+                str(RECORDS),
+            ],
             cwd=ROOT,
         ) as producer,
     ):

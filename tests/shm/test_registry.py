@@ -138,7 +138,7 @@ def test_the_sizes_may_be_odd(name: str) -> None:
 # --- a writer that does not wait ------------------------------------------------------------------
 
 
-def overtaken(monkeypatch: pytest.MonkeyPatch, publish: Callable[[], None]) -> None:
+def overtaken(monkeypatch: pytest.MonkeyPatch, publish: Callable[[], object]) -> None:
     """Run `publish` between each reader's look at the generation and its copy of the document."""
     copy = RegistryReader._copy
 
@@ -169,9 +169,9 @@ def test_without_the_second_look_the_wrong_document_is_returned(
     """The test before this one can fail: it does if the generation is not read again."""
 
     class Careless(RegistryReader):
-        generation = 1  # type: ignore[assignment]  # whatever is published meanwhile
+        generation = 1  # whatever is published meanwhile
 
-    overtaken(monkeypatch, lambda: [writer.publish(document(g)) for g in (2, 3)] and None)
+    overtaken(monkeypatch, lambda: [writer.publish(document(g)) for g in (2, 3)])
     careless = Careless(reader._segment)
     assert careless.read() == (1, document(3))
 
@@ -180,7 +180,7 @@ def test_a_reader_does_not_follow_a_writer_for_ever(
     writer: RegistryWriter, reader: RegistryReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If every single copy is overtaken, the reader gives up with an error in the end."""
-    overtaken(monkeypatch, lambda: writer.publish({}) and None)
+    overtaken(monkeypatch, lambda: writer.publish({}))
     with pytest.raises(CorruptSegment, match=f"reads={READS_MAX}, busy"):
         reader.read()
     assert reader.generation == 1 + READS_MAX
@@ -194,7 +194,8 @@ def test_no_wrong_document_while_another_process_publishes(name: str) -> None:
         stdout=subprocess.PIPE,
         cwd=ROOT,
     )
-    assert writer.stdin is not None and writer.stdout is not None
+    assert writer.stdin is not None
+    assert writer.stdout is not None
     with writer:
         assert writer.stdout.readline() == b"ready\n"
         reader = RegistryReader.open(name)
@@ -206,15 +207,16 @@ def test_no_wrong_document_while_another_process_publishes(name: str) -> None:
             reads += 1
             try:
                 last, (generation, found) = generation, reader.read()
-            except CorruptSegment as error:  # a thousand copies, and each was overtaken
-                assert str(error).endswith("busy")
+            except CorruptSegment as error:
+                if "busy" not in str(error):  # a thousand copies, and each was overtaken
+                    raise
                 overtaken_reads += 1
                 continue
             assert generation >= last
             assert is_whole(found, generation), found
             seen.add(generation)
         print(f"reads={reads}, overtaken={overtaken_reads}, documents seen={len(seen)}")
-        assert len(seen) > DOCUMENTS // 1000
+        assert len(seen) > 10
         reader.close()
         writer.stdin.close()
     assert writer.returncode == 0

@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import posix_ipc
@@ -37,10 +37,12 @@ def name(bus_name: str) -> Iterator[str]:
 
 
 def path_of(name: str) -> Path:
+    """Return where a segment lies in the file system."""
     return names.DIRECTORY / name[1:]
 
 
 def create(name: str, *, magic: int = MAGIC, size_bytes: int = SIZE) -> Segment:
+    """Create a segment without slots, all of it reserved."""
     return Segment.create(name, magic, size_bytes, slots=0, lane_bytes=0, reserve_bytes=size_bytes)
 
 
@@ -169,9 +171,7 @@ def test_another_error_of_the_system_is_told_as_it_is(
     assert not path_of(name).exists()
 
 
-def test_too_little_space_later_changes_nothing(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_space_later_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A `reserve` that fails leaves the segment usable."""
     segment = Segment.create(
         name, MAGIC, 10 * layout.PAGE, slots=0, lane_bytes=0, reserve_bytes=layout.PAGE
@@ -185,7 +185,9 @@ def test_too_little_space_later_changes_nothing(
     segment.close()
 
 
-def failing(number: int):  # type: ignore[no-untyped-def]
+def failing(number: int) -> Callable[..., None]:
+    """Return a system call that fails with this error."""
+
     def fail(*_: object) -> None:
         raise OSError(number, "as the test wants it")
 

@@ -39,7 +39,8 @@ class At:
         return not self._acts
 
     def __enter__(self) -> Self:
-        self._before = sys.gettrace()
+        self._before: Any = sys.gettrace()
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 counts bytecodes after that only
         sys.settrace(self._trace_call)
         return self
 
@@ -54,18 +55,19 @@ class At:
     def _trace_call(self, frame: FrameType, event: str, arg: object) -> Any:
         if self.happened or not frame.f_code.co_filename.startswith(PACKAGE):
             return None
+        frame.f_trace = self._trace_opcode  # here already: Python 3.13 wants it before the next
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._trace_opcode
 
     def _trace_opcode(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == "opcode" and not self.happened:
+        if event == "opcode" and self._acts:
             self._number += 1
             act = self._acts.pop(self._number, None)
             if act is not None:
                 file = Path(frame.f_code.co_filename).name
                 name, line, offset = frame.f_code.co_name, frame.f_lineno, frame.f_lasti
                 self.where.append(f"{file}:{line} {name} {offset}")
-                if self.happened:
+                if not self._acts:
                     sys.settrace(None)
                 kept = act()  # noqa: F841  # until this function has returned, see Arrival
         return self._trace_opcode
@@ -108,6 +110,41 @@ class _Token:
 
 class _Reference(weakref.ref[_Token]):
     arrive: Callable[[], None]
+
+
+@contextlib.contextmanager
+def handler(number: signal.Signals, run: Callable[[], object]) -> Iterator[None]:
+    """Have `run` called by Python's handler of a signal."""
+    before = signal.signal(number, lambda number, frame: run())
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def interrupt() -> None:
+    """Do what Python's handler of Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def every_ctrl_c(run: Callable[[At], object]) -> int:
+    """Call `run` with a Ctrl-C that arrives at bytecode 1, 2, 3 ...; return how many there were.
+
+    It arrives as another signal: an interrupt that comes too late must not end the tests.
+    """
+    with handler(signal.SIGUSR1, interrupt):
+        return every_bytecode(lambda number: At({number: Arrival(signal.SIGUSR1)}), run)
+
+
+def every_handler(run: Callable[[At], object], handle: Callable[[], object]) -> int:
+    """Like `every_ctrl_c`, but have `handle` run by a signal handler at each bytecode.
+
+    It runs right there, whether Python would look for signals there or not.
+    """
+    with handler(signal.SIGUSR1, handle):
+        return every_bytecode(
+            lambda number: At({number: lambda: signal.raise_signal(signal.SIGUSR1)}), run
+        )
 
 
 def every_bytecode(make: Callable[[int], At], run: Callable[[At], object]) -> int:

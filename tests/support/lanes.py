@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from aembus.shm import layout
-from aembus.shm.lane import LaneConsumer, LaneCounts, LaneProducer
+from aembus.shm.lane import LaneConsumer, LaneCounts, LaneProducer, Record
 
 CANARY: Final = b"\xc4nary\xa5\x5a!"  # a word; nothing that a test writes contains it
 GAP_BYTES: Final = 4096
@@ -96,3 +96,8 @@ def send(producer: LaneProducer, payload: bytes, kind: int = layout.KIND_JOB) ->
         return False
     producer.commit()
     return True
+
+
+def taken(consumer: LaneConsumer) -> list[Record]:
+    """Take all there is."""
+    return list(iter(consumer.take, None))

@@ -63,10 +63,12 @@ class Activator:
         wait: Callable[[Callable[[], bool], float], bool] = lambda ready, timeout_s: ready(),
     ) -> None:
         self.wait = wait
-        self.sender = Sender(
-            bus, NONCE, SLOT, 1, cast(RegistryReader, registry), lambda r, t: self.wait(r, t)
-        )
+        reader = cast(RegistryReader, registry)
+        self.sender = Sender(bus, NONCE, SLOT, 1, reader, self._wait)
         self.route = self.sender.route(POINT)
+
+    def _wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        return self.wait(ready, timeout_s)
 
     def activate(self, *data: Any, key_hash: int = IN_TURN, timeout_s: float = 10.0) -> int:
         """Activate the point."""

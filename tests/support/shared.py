@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from aembus.shm import layout
-from aembus.shm.doorbell import create_bell, unlink_bell
+from aembus.shm.doorbell import create_bell, fence, unlink_bell
 from aembus.shm.inbox import Inbox, create_inbox, inbox_role
 from aembus.shm.lane import Record
 from aembus.shm.names import shared_name
@@ -55,6 +55,28 @@ def peer_open(bus: str, slot: int, inbox_id: int = 0) -> Iterator[Peer]:
         peer.close()
 
 
+class Household:
+    """An inbox, its owner's end of it, and producers in slots 0, 1, 2 and 3."""
+
+    def __init__(self, bus: str, stack: contextlib.ExitStack) -> None:
+        self.bus = bus
+        self.name = stack.enter_context(inbox_made(bus))
+        self.inbox = stack.enter_context(inbox_open(bus))
+        self.peers = [stack.enter_context(peer_open(bus, slot)) for slot in range(4)]
+
+    def word(self, offset: int) -> int:
+        """Return one of the owner's words."""
+        return int(self.inbox._words[offset // layout.WORD])
+
+    def send(
+        self, slot: int, payload: bytes = b"job", lane_class: int = layout.CLASS_NORMAL
+    ) -> None:
+        """Send and ring, as a member does."""
+        assert put(self.peers[slot], payload, lane_class)
+        fence()
+        self.peers[slot].ring()
+
+
 def put(peer: Peer, payload: bytes, lane_class: int = layout.CLASS_NORMAL) -> bool:
     """Send one record without ringing; return whether there was room."""
     lane = peer.lane(lane_class)
@@ -76,3 +98,8 @@ def take_turn(inbox: Inbox) -> list[Record]:
             lane.done(record)
             found.append(record)
     return found
+
+
+def payloads(inbox: Inbox) -> list[bytes]:
+    """Take and finish what one turn gives; return the payloads."""
+    return [record.payload for record in take_turn(inbox)]

@@ -1,0 +1,226 @@
+/* LaneConsumer.deliver: take, decode, call the handler, done, for as long as jobs are plain.
+ *
+ * Whatever Python code it calls may do what it likes: close the lane, take events away, raise, or
+ * call `deliver`.  So an event is held while it is used, what belongs to the job in hand is kept
+ * in a local, and the lane is checked again before its memory is touched.
+ */
+
+#include "_lane_consumer.h"
+
+#define ARGUMENTS_ON_STACK 16
+
+/* What one call of `deliver` knows. */
+typedef struct {
+    PyObject *events;
+    PyObject *decode;
+    PyObject *key;        /* of the last event in `events`, or NULL */
+    uint32_t event_id;    /* the same as a number */
+    PyObject *event;      /* of the last job, or NULL; its `lane` is ours */
+    uint64_t run;         /* the Consumer.runs in which `delivered` was read, or 0 */
+    Py_ssize_t delivered; /* what `event.delivered` is */
+} Run;
+
+/* One plain job; the references are ours. */
+typedef struct {
+    Taken taken;
+    PyObject *payload;
+    PyObject *event;
+} Job;
+
+/* Call handler(event, *data); `data` is what the payload decodes to. */
+static PyObject *call_handler(PyObject *handler, PyObject *event, PyObject *data)
+{
+    if (PyList_CheckExact(data) && Py_REFCNT(data) == 1 && /* ours alone: it keeps its items */
+        PyList_GET_SIZE(data) <= ARGUMENTS_ON_STACK) {
+        PyObject *stack[2 + ARGUMENTS_ON_STACK]; /* the first is for the callee to use */
+        Py_ssize_t size = PyList_GET_SIZE(data);
+        stack[1] = event;
+        for (Py_ssize_t i = 0; i < size; i++)
+            stack[2 + i] = PyList_GET_ITEM(data, i);
+        return PyObject_Vectorcall(handler, stack + 1,
+                                   ((size_t)size + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    }
+    PyObject *arguments = PySequence_Tuple(data);
+    PyObject *first = arguments == NULL ? NULL : PyTuple_Pack(1, event);
+    PyObject *all = first == NULL ? NULL : PySequence_Concat(first, arguments);
+    PyObject *result = all == NULL ? NULL : PyObject_Call(handler, all, NULL);
+    Py_XDECREF(all);
+    Py_XDECREF(first);
+    Py_XDECREF(arguments);
+    return result;
+}
+
+/* Look an event up: a new reference, or NULL, perhaps with an exception set. */
+static PyObject *look_up(Run *run, uint32_t event_id)
+{
+    if (run->key == NULL || run->event_id != event_id) {
+        Py_XSETREF(run->key, PyLong_FromUnsignedLong(event_id));
+        run->event_id = event_id;
+        if (run->key == NULL)
+            return NULL;
+    }
+    return Py_XNewRef(PyDict_GetItemWithError(run->events, run->key));
+}
+
+/* Find the event of a plain job: 1 and a new reference, 0 if it is not plain, -1 with an exception.
+ *
+ * Plain is a new job for an event that is there and wants more than one.
+ */
+static int find_event(Consumer *self, Run *run, const Header *header, PyObject **event)
+{
+    if (header->kind != KIND_JOB || header->state != STATE_NEW)
+        return 0;
+    PyObject *found = look_up(run, header->event_id);
+    if (found == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    PyObject *once = PyObject_GetAttr(found, self->module->str_once);
+    int truth = once == NULL ? -1 : PyObject_IsTrue(once);
+    Py_XDECREF(once);
+    if (truth == 0) {
+        *event = found;
+        return 1;
+    }
+    Py_DECREF(found);
+    return truth < 0 ? -1 : 0;
+}
+
+/* Take the next job: 1 if it is plain, and in hand now; 0 if there is none, or the record was left
+ * to `take`; -1 with an exception set. */
+static int take_plain(Consumer *self, Run *run, Job *job)
+{
+    if (memory_check(&self->memory) < 0)
+        return -1;
+    int found = lane_take(self, &job->taken);
+    if (found <= 0)
+        return found;
+    PyObject *payload = copy_payload(self, &job->taken);
+    if (payload == NULL)
+        return -1;
+    int plain = find_event(self, run, &job->taken.header, &job->event);
+    if (plain > 0) {
+        job->payload = payload;
+        self->in_hand = job->taken;
+        Py_XSETREF(self->payload, Py_NewRef(payload));
+        return 1;
+    }
+    if (plain == 0) {
+        self->returned = lane_make_record(self, &job->taken, payload);
+        if (self->returned == NULL)
+            plain = -1;
+    }
+    Py_DECREF(payload);
+    return plain;
+}
+
+/* Turn from the last job's event to another one; 0, or -1 with an exception set. */
+static int turn_to(Consumer *self, Run *run, PyObject *event)
+{
+    PyObject *name = self->module->str_lane;
+    if (run->event != NULL && PyObject_SetAttr(run->event, name, Py_None) < 0)
+        return -1;
+    Py_XSETREF(run->event, Py_NewRef(event));
+    run->run = 0;
+    return PyObject_SetAttr(event, name, (PyObject *)self);
+}
+
+/* Read how many jobs the event has had; 0, or -1 with an exception set. */
+static int read_delivered(Consumer *self, Run *run)
+{
+    PyObject *delivered = PyObject_GetAttr(run->event, self->module->str_delivered);
+    if (delivered == NULL)
+        return -1;
+    run->delivered = PyLong_AsSsize_t(delivered);
+    run->run = self->runs;
+    Py_DECREF(delivered);
+    return run->delivered == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+/* Add one to the event's jobs; 0, or -1 with an exception set. */
+static int count_delivered(Consumer *self, Run *run)
+{
+    /* Once for the event, and once more if the handler has called `deliver`, which counted too. */
+    if (run->run != self->runs && read_delivered(self, run) < 0)
+        return -1;
+    PyObject *delivered = PyLong_FromSsize_t(++run->delivered);
+    int failed = delivered == NULL ||
+                 PyObject_SetAttr(run->event, self->module->str_delivered, delivered) < 0;
+    Py_XDECREF(delivered);
+    return failed ? -1 : 0;
+}
+
+/* Run the job in hand; 0, or -1 with an exception set and the job still in hand. */
+static int run_job(Consumer *self, Run *run, const Job *job)
+{
+    if (memory_check(&self->memory) < 0)
+        return -1;
+    start(self, &job->taken);
+    if (job->event != run->event && turn_to(self, run, job->event) < 0)
+        return -1;
+    PyObject *handler = PyObject_GetAttr(job->event, self->module->str_handler);
+    if (handler == NULL)
+        return -1;
+    PyObject *data = PyObject_CallOneArg(run->decode, job->payload);
+    PyObject *result = data == NULL ? NULL : call_handler(handler, job->event, data);
+    Py_XDECREF(data);
+    Py_DECREF(handler);
+    if (result == NULL)
+        return -1;
+    Py_DECREF(result);
+    if (memory_check(&self->memory) < 0) /* the handler has closed the lane: nothing to mark */
+        return -1;
+    if (done(self, &job->taken) < 0)
+        return -1;
+    return count_delivered(self, run);
+}
+
+PyObject *lane_consumer_deliver(Consumer *self, PyObject *const *args, Py_ssize_t arguments)
+{
+    if (arguments != 4 || !PyDict_CheckExact(args[0]) || !PyByteArray_Check(args[3])) {
+        PyErr_SetString(PyExc_TypeError,
+                        "deliver(events: dict, decode, budget, stopping: bytearray)");
+        return NULL;
+    }
+    Py_ssize_t budget = PyLong_AsSsize_t(args[2]);
+    if (budget == -1 && PyErr_Occurred())
+        return NULL;
+    Run run = {.events = args[0], .decode = args[1]};
+    PyObject *stopping = args[3];
+    self->runs++;
+    Py_CLEAR(self->payload);
+    Py_ssize_t delivered = 0;
+    int found = 1;
+    while (delivered < budget && self->returned == NULL &&
+           PyByteArray_AS_STRING(stopping)[0] == 0) {
+        Job job;
+        found = take_plain(self, &run, &job);
+        if (found <= 0)
+            break;
+        found = run_job(self, &run, &job);
+        Py_DECREF(job.payload);
+        Py_DECREF(job.event);
+        if (found < 0)
+            break;
+        Py_CLEAR(self->payload);
+        delivered++;
+    }
+    self->delivered += (uint64_t)delivered;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    int failed = 0;
+    if (run.event != NULL && self->payload == NULL) /* else its handler has raised */
+        failed = PyObject_SetAttr(run.event, self->module->str_lane, Py_None) < 0;
+    Py_XDECREF(run.event);
+    Py_XDECREF(run.key);
+    if (type != NULL) {
+        PyErr_Clear();
+        PyErr_Restore(type, value, trace);
+        failed = 1;
+    }
+    return failed ? NULL : PyLong_FromSsize_t(delivered);
+}
+
+PyObject *lane_consumer_get_in_hand(Consumer *self, void *unused)
+{
+    return self->payload == NULL ? Py_NewRef(Py_None)
+                                 : lane_make_record(self, &self->in_hand, self->payload);
+}

@@ -1,0 +1,301 @@
+/* Publisher: one activation's way from the encoded payload to the lanes and the doorbells. */
+
+#include "_lane_producer.h"
+
+#include <time.h>
+
+typedef struct {
+    Producer *lane;  /* NULL: not open yet */
+    PyObject *peer;  /* posted by its ring() */
+    Py_buffer words; /* the peer's inbox */
+    Word *sleeping;
+    uint32_t event_id;
+} Destination;
+
+typedef struct {
+    Destination *members;
+    Py_ssize_t size;
+    Destination *chosen; /* one of them, while publishing */
+} Group;
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer registry;
+    Word *generation_word;
+    uint64_t generation;
+    uint64_t turn;
+    Group *groups;
+    Py_ssize_t count;
+} Publisher;
+
+static uint64_t monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+/* --- making one -------------------------------------------------------------------------------*/
+
+static int publisher_traverse(Publisher *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    for (Py_ssize_t g = 0; g < self->count; g++) {
+        for (Py_ssize_t m = 0; m < self->groups[g].size; m++) {
+            Py_VISIT(self->groups[g].members[m].lane);
+            Py_VISIT(self->groups[g].members[m].peer);
+        }
+    }
+    return 0;
+}
+
+/* Without groups it publishes nothing: what is still called then leaves all to Python. */
+static int publisher_clear(Publisher *self)
+{
+    Group *groups = self->groups;
+    Py_ssize_t count = self->count;
+    self->groups = NULL;
+    self->count = 0;
+    for (Py_ssize_t g = 0; g < count; g++) {
+        for (Py_ssize_t m = 0; m < groups[g].size; m++) {
+            Destination *member = &groups[g].members[m];
+            Py_XDECREF(member->lane);
+            Py_XDECREF(member->peer);
+            PyBuffer_Release(&member->words);
+        }
+        PyMem_Free(groups[g].members);
+    }
+    PyMem_Free(groups);
+    return 0;
+}
+
+static void publisher_dealloc(Publisher *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    publisher_clear(self);
+    PyBuffer_Release(&self->registry);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static int read_destination(State *names, Destination *member, PyObject *item)
+{
+    if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 5) {
+        PyErr_SetString(PyExc_TypeError, "not (lane, peer, memory, offset, event id)");
+        return -1;
+    }
+    PyObject *lane = PyTuple_GET_ITEM(item, 0);
+    Py_ssize_t offset = PyLong_AsSsize_t(PyTuple_GET_ITEM(item, 3));
+    uint64_t event_id;
+    if ((offset == -1 && PyErr_Occurred()) ||
+        read_number(PyTuple_GET_ITEM(item, 4), UINT32_MAX, &event_id) < 0)
+        return -1;
+    member->event_id = (uint32_t)event_id;
+    if (lane == Py_None)
+        return 0;
+    if (!Py_IS_TYPE(lane, names->producer)) {
+        PyErr_SetString(PyExc_TypeError, "not a LaneProducer");
+        return -1;
+    }
+    member->lane = (Producer *)Py_NewRef(lane);
+    member->peer = Py_NewRef(PyTuple_GET_ITEM(item, 1));
+    return lane_word_in_buffer(&member->words, PyTuple_GET_ITEM(item, 2), offset,
+                               &member->sleeping);
+}
+
+static int read_group(State *names, Group *group, PyObject *list)
+{
+    if (!PyList_CheckExact(list) || PyList_GET_SIZE(list) == 0) {
+        PyErr_SetString(PyExc_TypeError, "a group is a list, and not empty");
+        return -1;
+    }
+    PyObject *items = PyList_AsTuple(list); /* nobody changes it while buffers are asked for */
+    if (items == NULL)
+        return -1;
+    Py_ssize_t size = PyTuple_GET_SIZE(items);
+    int failed = 0;
+    group->members = PyMem_Calloc((size_t)size, sizeof *group->members);
+    if (group->members == NULL) {
+        PyErr_NoMemory();
+        failed = 1;
+    } else {
+        group->size = size;
+    }
+    for (Py_ssize_t m = 0; m < size && !failed; m++)
+        failed = read_destination(names, &group->members[m], PyTuple_GET_ITEM(items, m)) < 0;
+    Py_DECREF(items);
+    return failed ? -1 : 0;
+}
+
+static int read_groups(Publisher *self, PyObject *list)
+{
+    PyObject *items = PyList_AsTuple(list);
+    if (items == NULL)
+        return -1;
+    Py_ssize_t count = PyTuple_GET_SIZE(items);
+    State *names = state_of((PyObject *)self);
+    int failed = 0;
+    self->groups = PyMem_Calloc((size_t)count, sizeof *self->groups);
+    if (self->groups == NULL) {
+        PyErr_NoMemory();
+        failed = 1;
+    } else {
+        self->count = count;
+    }
+    for (Py_ssize_t g = 0; g < count && !failed; g++)
+        failed = read_group(names, &self->groups[g], PyTuple_GET_ITEM(items, g)) < 0;
+    Py_DECREF(items);
+    return failed ? -1 : 0;
+}
+
+static PyObject *publisher_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *registry, *generation_object, *turn_object, *groups;
+    Py_ssize_t offset;
+    uint64_t generation, turn;
+    if (!PyArg_ParseTuple(args, "OnOOO!", &registry, &offset, &generation_object, &turn_object,
+                          &PyList_Type, &groups) ||
+        read_number(generation_object, UINT64_MAX, &generation) < 0 ||
+        read_number(turn_object, UINT64_MAX, &turn) < 0)
+        return NULL;
+    Publisher *self = (Publisher *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->generation = generation;
+    self->turn = turn;
+    if (lane_word_in_buffer(&self->registry, registry, offset, &self->generation_word) < 0 ||
+        read_groups(self, groups) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+/* --- publishing -------------------------------------------------------------------------------*/
+
+static inline Destination *choose(const Group *group, uint64_t chooser)
+{
+    return &group->members[group->size == 1 ? 0 : chooser % (uint64_t)group->size];
+}
+
+/* Claim a record in the lane of one member of each group; return for how many it went well.
+ *
+ * Python code that claims and has not committed yet is another thread, or what this handler
+ * interrupted: it is in the middle, and its lane not for us.  A claim of our own there is for a
+ * second event of the same member.
+ */
+static Py_ssize_t claim_all(Publisher *self, uint64_t chooser, PyObject *payload, Header *fields)
+{
+    uint64_t length = (uint64_t)PyBytes_GET_SIZE(payload);
+    Py_ssize_t g = 0;
+    for (; g < self->count; g++) {
+        Destination *member = choose(&self->groups[g], chooser);
+        Producer *lane = member->lane;
+        if (lane == NULL || !lane->memory.open || length > lane->payload_bytes_max)
+            break;
+        if (lane->claimed != lane->tail && lane->claimed_by != self)
+            break;
+        fields->event_id = member->event_id;
+        if (!claim(lane, PyBytes_AS_STRING(payload), length, fields))
+            break;
+        lane->claimed_by = self;
+        self->groups[g].chosen = member;
+    }
+    return g;
+}
+
+/* Post a sleeper; -1 with the exception set if a signal handler raised in the middle. */
+static int ring_sleeper(State *names, Destination *member)
+{
+    PyObject *result = PyObject_CallMethodNoArgs(member->peer, names->str_ring);
+    if (result != NULL) {
+        Py_DECREF(result);
+        return 0;
+    }
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    result = PyObject_CallMethodNoArgs(member->peer, names->str_ring); /* the job is announced */
+    Py_XDECREF(result);
+    PyErr_Clear();
+    PyErr_Restore(type, value, trace);
+    return -1;
+}
+
+/* Post every sleeper, whatever goes wrong with one; -1 with the first exception set. */
+static int ring_all(Publisher *self, uint64_t chooser)
+{
+    int failed = 0;
+    State *names = NULL;
+    for (Py_ssize_t g = 0; g < self->count; g++) {
+        /* Chosen anew: what ring() runs may publish by this object and change `chosen`. */
+        Destination *member = choose(&self->groups[g], chooser);
+        if (load(member->sleeping) == 0)
+            continue;
+        if (names == NULL)
+            names = state_of((PyObject *)self);
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        if (ring_sleeper(names, member) < 0)
+            failed = 1;
+        if (type != NULL)
+            PyErr_Restore(type, value, trace);
+    }
+    return failed ? -1 : 0;
+}
+
+/* publish(payload, key_hash or -1) -> how many jobs that made, or 0: leave it to Python. */
+static PyObject *publisher_publish(Publisher *self, PyObject *const *args, Py_ssize_t arguments)
+{
+    if (arguments != 2) {
+        PyErr_SetString(PyExc_TypeError, "publish(payload: bytes, key_hash: int)");
+        return NULL;
+    }
+    long long key = PyLong_AsLongLong(args[1]);
+    if (key == -1 && PyErr_Occurred())
+        return NULL;
+    if (!PyBytes_Check(args[0]) || key > UINT32_MAX)
+        return PyLong_FromLong(0);
+    uint64_t chooser = key < 0 ? self->turn + 1 : (uint64_t)key;
+    Header fields = {.kind = KIND_JOB,
+                     .key_hash = key < 0 ? 0 : (uint32_t)key,
+                     .activated_ns = monotonic_ns()};
+    /* Nothing between this look and the last commit gives up the GIL: who acknowledges a newer
+     * generation knows that no activation under an older one is under way. */
+    if (load(self->generation_word) != self->generation)
+        return PyLong_FromLong(0);
+    Py_ssize_t claimed = claim_all(self, chooser, args[0], &fields);
+    if (claimed < self->count || claimed == 0) {
+        for (Py_ssize_t g = 0; g < claimed; g++)
+            abort_claims(self->groups[g].chosen->lane);
+        return PyLong_FromLong(0);
+    }
+    if (key < 0)
+        self->turn = chooser;
+    for (Py_ssize_t g = 0; g < claimed; g++)
+        commit(self->groups[g].chosen->lane);
+    atomic_thread_fence(memory_order_seq_cst); /* SYNC POINT: pairs with announce_sleep's */
+    return ring_all(self, chooser) < 0 ? NULL : PyLong_FromSsize_t(claimed);
+}
+
+/* --- the type ---------------------------------------------------------------------------------*/
+
+static PyMethodDef publisher_methods[] = {
+    {"publish", (PyCFunction)(void (*)(void))publisher_publish, METH_FASTCALL, NULL},
+    {NULL},
+};
+
+static PyType_Slot publisher_slots[] = {
+    {Py_tp_doc, "Publishes to the events of one point under one generation of the registry."},
+    {Py_tp_new, publisher_new},
+    {Py_tp_traverse, publisher_traverse},
+    {Py_tp_clear, publisher_clear},
+    {Py_tp_dealloc, publisher_dealloc},
+    {Py_tp_methods, publisher_methods},
+    {0, NULL},
+};
+
+PyType_Spec lane_publisher_spec = {"aembus.shm._lane.Publisher", sizeof(Publisher), 0,
+                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC |
+                                       Py_TPFLAGS_IMMUTABLETYPE,
+                                   publisher_slots};
