@@ -168,8 +168,8 @@ class LaneProducer:
         if (
             units >= self._capacity - offset
             or length > self.payload_bytes_max
-            or (units > self._free and units > self._count_free())
             or cursor != self._tail
+            or (units > self._free and units > self._count_free())
         ):
             return False
         at = self._ring + (offset << UNIT_SHIFT)

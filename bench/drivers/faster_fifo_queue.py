@@ -9,14 +9,15 @@ from typing import Any, Final
 
 import msgpack
 
-from bench.driver import FOREVER_S, Consumer, Driver, ManyConsumer, MessageProducer, Producer
+from bench.driver import FOREVER_S, Consumer, Producer
 from bench.drivers.standard import poll_queue
+from bench.messages import ManyConsumer, MessageDriver, MessageProducer
 from bench.work import END_NUMBER, TEXT, Shape, consumer_of, keys, unpack
 
 BUFFER_BYTES: Final = 8 * 1024 * 1024
 
 
-class FasterFifoDriver(Driver):
+class FasterFifoDriver(MessageDriver):
     """Queues that encode and decode by msgpack themselves, instead of pickling what it gives."""
 
     name = "faster-fifo"

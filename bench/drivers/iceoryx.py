@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from bench.driver import Consumer, Driver, MessageConsumer, MessageProducer, Producer
+from bench.driver import Consumer, Producer
+from bench.messages import MessageConsumer, MessageDriver, MessageProducer
 from bench.work import SIZE_MAX
 
 ROOM: Final = 4096  # messages that wait in a subscriber
 
 
-class IceoryxDriver(Driver):
+class IceoryxDriver(MessageDriver):
     """Slices of bytes, so that one service carries every size.
 
     Its Python binding can wait for events, but not together with messages; polling is faster.

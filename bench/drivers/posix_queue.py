@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import posix_ipc
 
-from bench.driver import Consumer, Driver, MessageConsumer, MessageProducer, Producer
+from bench.driver import Consumer, Producer
+from bench.messages import MessageConsumer, MessageDriver, MessageProducer
 from bench.work import SIZE_MAX
 
 MESSAGE_BYTES_MAX: Final = SIZE_MAX + 24
@@ -21,7 +22,7 @@ DEPTHS: Final = (4096, 1024, 256, 64, 10)
 LIMIT_BYTES: Final = 256 * 1024 * 1024
 
 
-class PosixQueueDriver(Driver):
+class PosixQueueDriver(MessageDriver):
     """Kernel message queues, as deep as this user may have them."""
 
     name = "posix_ipc"

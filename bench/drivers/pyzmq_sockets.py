@@ -1,7 +1,6 @@
 """pyzmq: PUSH and PULL over ipc, XPUB and SUB for the fan-out, PAIR for the round trip.
 
-Messages are copied, which for less than 64 KiB pyzmq does even if told not to.  No high-water mark:
-a producer is never stopped, and never has to wait for room.
+Messages are copied, which for less than 64 KiB pyzmq does even if told not to.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from bench.driver import Consumer, Driver, MessageConsumer, MessageProducer, Producer
+from bench.driver import Consumer, Producer
+from bench.messages import MessageConsumer, MessageDriver, MessageProducer
 
 
-class PyzmqDriver(Driver):
+class PyzmqDriver(MessageDriver):
     """ZeroMQ sockets on Unix domain sockets in the scratch folder."""
 
     name = "pyzmq"
@@ -28,6 +28,20 @@ class PyzmqDriver(Driver):
 
         return f"{zmq.__version__}, libzmq {zmq.zmq_version()}"
 
+    @property
+    def _high_water_mark(self) -> int:
+        # Whichever was faster: ZeroMQ's default where producers compete for a consumer, else
+        # none, so that a producer never waits.
+        return 1000 if self.shape.producers > 1 and self.shape.route in ("one", "key") else 0
+
+    def _socket(self, kind: int) -> Any:
+        import zmq
+
+        socket = zmq.Context.instance().socket(kind)
+        socket.set_hwm(self._high_water_mark)
+        socket.linger = 0
+        return socket
+
     def open(self, stack: ExitStack) -> None:
         """Name the sockets; each listening process makes its own."""
 
@@ -40,18 +54,18 @@ class PyzmqDriver(Driver):
 
         consumers = self.shape.consumers
         if self.shape.route == "all":
-            publisher = _socket(zmq.XPUB)
+            publisher = self._socket(zmq.XPUB)
             publisher.xpub_verbose = True  # say each subscription, not only the first
             publisher.bind(self._address("fan-out"))
             for _ in range(consumers):
                 publisher.recv()
             return _Sender([publisher], self.shape)
         if self.shape.route == "turn":  # a PUSH socket deals its messages out by itself
-            dealer = _socket(zmq.PUSH)
+            dealer = self._socket(zmq.PUSH)
             for consumer in range(consumers):
                 dealer.connect(self._address(consumer))
             return _Sender([dealer], self.shape, ends=consumers)
-        sockets = [_socket(zmq.PUSH) for _ in range(consumers)]
+        sockets = [self._socket(zmq.PUSH) for _ in range(consumers)]
         for consumer, socket in enumerate(sockets):
             socket.connect(self._address(consumer))
         return _Sender(sockets, self.shape)
@@ -61,11 +75,11 @@ class PyzmqDriver(Driver):
         import zmq
 
         if self.shape.route == "all":
-            socket = _socket(zmq.SUB)
+            socket = self._socket(zmq.SUB)
             socket.subscribe(b"")
             socket.connect(self._address("fan-out"))
         else:
-            socket = _socket(zmq.PULL)
+            socket = self._socket(zmq.PULL)
             socket.bind(self._address(index))
         return _Receiver(socket)
 
@@ -73,7 +87,7 @@ class PyzmqDriver(Driver):
         """Send and receive by one PAIR socket."""
         import zmq
 
-        socket = _socket(zmq.PAIR)
+        socket = self._socket(zmq.PAIR)
         if side:
             socket.connect(self._address("pair"))
         else:
@@ -103,15 +117,6 @@ class _Receiver(MessageConsumer):
 
     def close(self) -> None:
         self.socket.close()
-
-
-def _socket(kind: int) -> Any:
-    import zmq
-
-    socket = zmq.Context.instance().socket(kind)
-    socket.set_hwm(0)
-    socket.linger = 0
-    return socket
 
 
 def _poll(socket: Any) -> Any:

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from bench.driver import Consumer, Driver, ManyConsumer, MessageProducer, Producer
+from bench.driver import Consumer, Producer
+from bench.messages import ManyConsumer, MessageDriver, MessageProducer
 from bench.servers import server, version_of
 from bench.work import Shape
 
@@ -22,7 +23,7 @@ COUNT: Final = 1000  # messages that are read together
 KEEP: Final = 400_000  # messages in a stream: far more than a round sends
 
 
-class RedisDriver(Driver):
+class RedisDriver(MessageDriver):
     """redis-py with the hiredis parser."""
 
     name = "redis"

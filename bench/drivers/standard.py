@@ -10,19 +10,13 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
-from bench.driver import (
-    Consumer,
-    Driver,
-    ManyConsumer,
-    MessageConsumer,
-    MessageProducer,
-    Producer,
-)
+from bench.driver import Consumer, Producer
+from bench.messages import ManyConsumer, MessageConsumer, MessageDriver, MessageProducer
 
 SPAWN: Final = multiprocessing.get_context("spawn")
 
 
-class QueueDriver(Driver):
+class QueueDriver(MessageDriver):
     """multiprocessing.Queue, unbounded, one for each consumer.
 
     Its documentation has no way to pass bytes without pickle; bytes are what pickles fastest.
@@ -60,7 +54,7 @@ def poll_queue(get_nowait: Callable[[], Any]) -> Any:
             pass
 
 
-class SimpleQueueDriver(Driver):
+class SimpleQueueDriver(MessageDriver):
     """multiprocessing.SimpleQueue, one for each consumer."""
 
     name = "SimpleQueue"
@@ -93,7 +87,7 @@ def _poll_simple(mine: Any) -> Any:
     return mine.get()
 
 
-class PipeDriver(Driver):
+class PipeDriver(MessageDriver):
     """multiprocessing.Pipe: one for each producer and consumer, since two may not share an end.
 
     A consumer of several takes one message from each that has some, by multiprocessing's `wait`.
