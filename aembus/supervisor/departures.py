@@ -60,6 +60,14 @@ class Departures:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def gone(self, member: Member, timeout_s: float) -> None:
+        """Begin the steps and wait for their end, for a bounded time."""
+        before = set(self._tasks)
+        self.retire(member)
+        begun = self._tasks - before
+        if begun:
+            await asyncio.wait(begun, timeout=timeout_s)
+
     async def _retire(self, member: Member) -> None:
         assert self.hosting is not None
         self.hosting.on_member_gone(member.slot, member.incarnation)

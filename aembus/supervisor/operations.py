@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from aembus.errors import ControlError
 from aembus.routing import STATE_RUNNING
@@ -25,6 +25,8 @@ from aembus.supervisor.publication import Publication
 from aembus.supervisor.workers import Workers
 
 log = logging.getLogger("aembus")
+
+LEAVE_S_MAX: Final = 2.0  # a stopped member holds up departures; nobody waits longer for that
 
 
 class Operations:
@@ -144,7 +146,8 @@ class Operations:
         connection.member = None
         if member.kind == KIND_CLIENT:
             connection.release()
-            self._departures.retire(member)
+            # Answered when the slot is free: who comes and goes often waits for himself.
+            await self._departures.gone(member, LEAVE_S_MAX)
         else:
             member.connection = None
         self._publication.check_passed()
