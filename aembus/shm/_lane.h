@@ -17,7 +17,7 @@
  * job, and the limited API has them from 3.12 on only.
  *
  *     _lane.h            what all share: layout.py's numbers, words, the memory, the module's state
- *     _lane_memory.c     opening and closing the memory
+ *     _lane_memory.c     opening and closing the memory, refusing numbers
  *     _lane_producer.h   claim and commit, for LaneProducer (_lane_producer.c) and Publisher
  *                        (_lane_publisher.c)
  *     _lane_consumer.h   take and done, for LaneConsumer (_lane_consumer.c) and its `deliver`
@@ -127,16 +127,14 @@ int lane_word_in_buffer(Py_buffer *buffer, PyObject *object, Py_ssize_t offset, 
 
 _Static_assert(sizeof(long) == WORD, "one call reads any number that goes into a word");
 
+/* Set the exception for a number that was read and is not from 0 to `max`, if it is not; -1 then. */
+int lane_refuse_number(uint64_t number, uint64_t max);
+
 /* Read an int from 0 to `max`; -1 with an exception set. */
 static inline int read_number(PyObject *object, uint64_t max, uint64_t *number)
 {
-    *number = PyLong_AsUnsignedLong(object);
-    if (*number <= max && *number != UINT64_MAX)
-        return 0;
-    if (!PyErr_Occurred() && *number > max)
-        PyErr_Format(PyExc_OverflowError, "number is too large, number=%lu, max=%lu",
-                     (unsigned long)*number, (unsigned long)max);
-    return PyErr_Occurred() ? -1 : 0;
+    *number = PyLong_AsUnsignedLong(object); /* UINT64_MAX may be an exception */
+    return *number <= max && *number != UINT64_MAX ? 0 : lane_refuse_number(*number, max);
 }
 
 static inline int memory_check(Memory *memory)

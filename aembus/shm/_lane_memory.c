@@ -1,4 +1,4 @@
-/* Opening and closing the memory of a lane. */
+/* Opening and closing the memory of a lane, and refusing numbers. */
 
 #include "_lane.h"
 
@@ -47,4 +47,12 @@ int lane_word_in_buffer(Py_buffer *buffer, PyObject *object, Py_ssize_t offset, 
     }
     *word = (Word *)((char *)buffer->buf + offset);
     return 0;
+}
+
+int lane_refuse_number(uint64_t number, uint64_t max)
+{
+    if (!PyErr_Occurred() && number > max)
+        PyErr_Format(PyExc_OverflowError, "number is too large, number=%lu, max=%lu",
+                     (unsigned long)number, (unsigned long)max);
+    return PyErr_Occurred() ? -1 : 0;
 }

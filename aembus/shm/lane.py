@@ -440,6 +440,11 @@ class LaneConsumer:
         self._current = None
         event = None
         run = 0
+        # What a signal handler raises may come between any two of the steps below.  Then `behind`,
+        # where the first record begins that was not run, and the order of `end` before `begin`,
+        # tell `_put_in_order` how far the last one has come.
+        begin = end = behind = self._taken
+        state_word = 0
         try:
             while run < budget and self._returned is None and not stopping[0]:
                 cursor = self._taken
@@ -473,37 +478,58 @@ class LaneConsumer:
                     begin, concerned = record.begin, events[record.event_id]
                     header = record.header
                 else:
-                    begin = cursor
                     self._taken = end = cursor + CURSOR_RECORD + units
                     self._available -= units
+                    begin = cursor
                     state_word = (at + layout.RECORD_STATE) >> 3
                     at += RECORD_HEADER_BYTES
                     payload = bytes(memory[at : at + length])
-                words[state_word] = _STARTED_FIRST
                 self._current = (begin, end, state_word, header, payload)
+                words[state_word] = _STARTED_FIRST
                 if concerned is not event:
                     if event is not None:
                         event.lane = None
                     event = concerned
                     event.lane = self
                 event.handler(event, *decode(payload))
+                behind = end
+                self._current = None
                 words[state_word] = STATE_DONE
                 if begin == self._head and not self._finished:
-                    words[self._head_word] = self._head = end  # SYNC POINT: gives room back
+                    self._head = words[self._head_word] = end  # SYNC POINT: gives room back
                 else:
                     self._finish(begin, end, STATE_DONE)
                 event.delivered += 1
                 run += 1
-        except BaseException:
+        except CorruptLane:
             self.delivered += run
             if self._current is None and event is not None:  # it was no handler that raised
                 event.lane = None
+            raise
+        except BaseException:
+            self.delivered += run
+            if self._current is None and event is not None:
+                event.lane = None
+            self._put_in_order(begin, end, state_word, behind)
             raise
         self.delivered += run
         self._current = None
         if event is not None:
             event.lane = None
         return run
+
+    def _put_in_order(self, begin: int, end: int, state_word: int, behind: int) -> None:
+        # After what a signal handler raised in the middle of `deliver`: a job whose handler has
+        # returned is finished, and one that was not begun is taken again.
+        if self._current is not None:
+            return
+        if end == behind and begin >= self._head and begin not in self._finished and begin != end:
+            self._words[state_word] = STATE_DONE
+            self._finish(begin, end, STATE_DONE)
+        self._words[self._head_word] = self._head
+        if self._returned is None:
+            self._taken = self._tail = max(behind, self._head)
+            self._available = 0
 
     @property
     def in_hand(self) -> Record | None:
@@ -522,7 +548,7 @@ class LaneConsumer:
         """Store DONE and move `head` over every finished record in front."""
         self._words[record.state_word] = STATE_DONE
         if record.begin == self._head and not self._finished:
-            self._words[self._head_word] = self._head = record.end  # SYNC POINT: gives room back
+            self._head = self._words[self._head_word] = record.end  # SYNC POINT: gives room back
         else:
             self._finish(record.begin, record.end, STATE_DONE)
 
@@ -550,7 +576,7 @@ class LaneConsumer:
         self._finished.clear()
         self._taken = self._tail = tail
         self._available = 0
-        self._words[self._head_word] = self._head = tail
+        self._head = self._words[self._head_word] = tail
         return lost
 
     def wants_post(self) -> bool:
@@ -594,12 +620,15 @@ class LaneConsumer:
         self._finished[begin] = (end, state)
         head = self._head
         while head in self._finished:
-            head, state = self._finished.pop(head)
+            head, state = self._finished[head]
             if state == STATE_DEAD:
                 self._count(self._dead_word, head >> CURSOR_OFFSET_BITS, 1)
             elif state == STATE_FORWARDED:
                 self._count(self._forwarded_word, head >> CURSOR_OFFSET_BITS, 1)
-        self._words[self._head_word] = self._head = head  # SYNC POINT: gives room back
+        self._words[self._head_word] = head  # SYNC POINT: gives room back
+        passed, self._head = self._head, head
+        while passed != head:
+            passed, _ = self._finished.pop(passed)
 
     def _count(self, word: int, sequence: int, records: int) -> None:
         # (last sequence counted, count) in one word, stored before head moves: a replacement that

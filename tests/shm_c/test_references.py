@@ -23,6 +23,16 @@ SLACK: Final = 40  # what the interpreter itself may keep; a lost reference show
 
 
 class Event:
+    __slots__ = ("__dict__", "delivered", "handler", "lane", "once")
+
+    def __init__(self) -> None:
+        self.handler: Callable[..., Any] = lambda event, *data: data
+        self.once = False
+        self.lane: Any = None
+        self.delivered = LARGE
+
+
+class WithoutSlots:
     def __init__(self) -> None:
         self.handler: Callable[..., Any] = lambda event, *data: data
         self.once = False
@@ -83,7 +93,8 @@ def plain(world: World) -> None:
     world.send(1)
     world.deliver()
     world.decode = list
-    world.send(1)
+    world.events[EVENT] = WithoutSlots()
+    world.send(3)
     world.deliver()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -100,11 +101,17 @@ def test_killed_producers_leave_whole_jobs(stepper: Path, tmp_path: Path) -> Non
     """SIGKILL at instructions from the first one to the last, and a look at the very memory."""
     steps = Run(stepper, tmp_path).steps
     total = sum(steps)
-    for number in range(KILLS):
+
+    def kill(number: int) -> None:
         call, step = 1, 1 + number * (total - 1) // (KILLS - 1)
         while step > steps[call - 1]:
             step -= steps[call - 1]
             call += 1
-        run = Run(stepper, tmp_path, (call, step))
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        run = Run(stepper, directory, (call, step))
         memory = memoryview(bytearray(run.file.read_bytes()))
         c_producer.check(memory, (reference, lane_c)[number % 2])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(kill, range(KILLS)))
