@@ -5,7 +5,6 @@ Never pickle: what comes out of shared memory is data, not code.
 
 from __future__ import annotations
 
-import functools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,12 @@ from typing import Any
 import msgpack
 
 encode: Callable[[tuple[Any, ...] | list[Any]], bytes] = msgpack.Packer().pack
-decode: Callable[[bytes], list[Any]] = functools.partial(msgpack.unpackb, strict_map_key=False)
+
+
+def decode(payload: bytes) -> list[Any]:
+    """Return the arguments that `encode` was given."""
+    arguments: list[Any] = msgpack.unpackb(payload, strict_map_key=False)
+    return arguments
 
 
 def key_hash(key: str | bytes | int) -> int:

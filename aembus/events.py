@@ -205,15 +205,17 @@ class EventStruct:
         handled = 0
         try:
             for lane, budget in self._inbox.turn():
-                from_here = self._deliver_from(lane, budget)
-                if from_here:
-                    handled += from_here
+                if lane.has_records():
+                    handled += self._deliver_from(lane, budget)
                     # Now and not after the turn: among many lanes that may be a second later.
                     producer = self._inbox.producer_wanting_room(lane)
                     if producer is not None:
                         self._give_room(producer)
                 if self._stopping[0]:
                     break
+            if handled:
+                for slot in self._inbox.producers_wanting_room():
+                    self._give_room(slot)
         finally:
             self._delivering = False
         return handled

@@ -35,7 +35,13 @@ class ActivationPoint:
         msgpack does not know, BusBroken, BusClosed, ForkedBusError, OutOfSharedMemory.
         """
         hashed = IN_TURN if key is None else key_hash(key)
-        return self._sender.activate(self._route, encode(data), hashed, timeout)
+        payload = encode(data)
+        publisher = self._route.publisher
+        if publisher is not None:  # as `try_activate` would, a call less
+            jobs = publisher.publish(payload, hashed)
+            if jobs:
+                return jobs
+        return self._sender.activate(self._route, payload, hashed, timeout)
 
     def try_activate(self, *data: Any, key: str | bytes | int | None = None) -> bool:
         """Like `activate`, but return False at once if a concerned inbox is full."""

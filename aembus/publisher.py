@@ -7,34 +7,15 @@ all cases considered: several members, a lane to be opened, a full one, a newer 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from aembus.gate import Gate
 from aembus.shm import layout
 from aembus.shm.doorbell import fence
 from aembus.shm.lane import LaneProducer
 from aembus.shm.peer import Peer
-
-
-class Gate:
-    """What lets one activation of a process through at a time.
-
-    lock: held by the thread that publishes.
-    busy: a publication is under way; whoever holds the lock and sees it has interrupted itself.
-    """
-
-    __slots__ = ("busy", "lock")
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.busy = False
-
-    def is_held_here(self) -> bool:
-        """Say whether this thread is inside, so that its caller was interrupted by a signal."""
-        held: bool = self.lock._is_owned()  # type: ignore[attr-defined]  # as Condition asks it
-        return held
 
 
 class Destination(NamedTuple):
@@ -97,13 +78,18 @@ class Publisher:
                         self._turn = chooser
                 finally:
                     gate.busy = False
-            fence()  # releasing the lock is one too, but not if it is held further out
+            # Releasing the lock was a fence, but not if it is held further out.
+            if gate.lock._is_owned():  # type: ignore[attr-defined]  # as Gate.is_held_here
+                fence()
             peer.ring()
         except BaseException:
             if peer is not None:
                 fence()
                 peer.ring()
             raise
+        finally:
+            if gate.deferred:
+                gate.publish_deferred()
         return 1
 
 

@@ -16,6 +16,7 @@ from typing import Final
 from aembus.calls import Calls
 from aembus.errors import BusBroken
 from aembus.events import EventStruct
+from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 
 log = logging.getLogger("aembus")
@@ -129,12 +130,12 @@ class Runner:
             handled = self._event_struct.deliver()
         finally:
             self._runs_in = 0
-        if self._inbox.has_replies():
+        if self._inbox.lanes[layout.CLASS_REPLY] and self._inbox.has_replies():
             self._calls.take_replies()
         return handled
 
     def _has_work(self) -> bool:
-        return self._stopping or self._inbox.has_jobs() or self._inbox.has_replies()
+        return self._stopping or self._inbox.has_records()
 
     def _spin(self, spin_s: float) -> bool:
         has_work = self._has_work

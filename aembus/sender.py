@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from aembus.errors import AembusError, BusBroken, BusClosed, InboxFull, JobTooLarge
-from aembus.publisher import Destination, Gate, Publisher
+from aembus.gate import Decision, Deferred, Gate
+from aembus.publisher import Destination, Publisher
+from aembus.room import Awaited, RoomWaiters
 from aembus.routing import EMPTY, Routing, Target, WaitQueue
 from aembus.shm import layout
 from aembus.shm.doorbell import fence
@@ -75,38 +76,6 @@ class Route:
 _Pick = Callable[[_T, Job], Sequence[Target]]
 
 
-class _Decision:
-    """Whether a publication has come so far that it is carried out, whatever interrupts it."""
-
-    __slots__ = ("made",)
-
-    def __init__(self) -> None:
-        self.made = False
-
-
-class _Deferred:
-    """An activation by a signal handler that interrupted another one; published after that."""
-
-    __slots__ = ("decision", "publish", "running", "thread")
-
-    def __init__(
-        self, sender: Sender, pick: _Pick[_T], subject: _T, job: Job, lane_class: int
-    ) -> None:
-        self.decision = _Decision()
-        self.running = False
-        self.thread = threading.get_ident()
-
-        def publish() -> None:
-            jobs = sender._publish(pick, subject, job, lane_class, self.decision)
-            if jobs == FULL:
-                what = "an activation in a signal handler"
-                sender._publish_when_room(
-                    pick, subject, job, lane_class, DEFERRED_TIMEOUT_S, what, self.decision
-                )
-
-        self.publish = publish
-
-
 class Sender:
     """Publishes jobs for one member.
 
@@ -132,10 +101,9 @@ class Sender:
         self._words: Sequence[int] | memoryview = reader.words
         self._generation_word = reader.generation_word
         self._gate = Gate()
-        self._deferred: list[_Deferred] = []
         self._peers: dict[int, Peer] = {}
         self._refusal: AembusError | None = None
-        self._waiting_for_room: dict[tuple[int, int], set[object]] = {}
+        self._room_waiters = RoomWaiters()
         self._routes: list[Route] = []
         self._lanes_opened = 0
         self.routing = Routing(*reader.read())
@@ -160,11 +128,7 @@ class Sender:
         """
         publisher = route.publisher
         if publisher is not None:
-            try:
-                jobs = publisher.publish(payload, key_hash)
-            finally:
-                if self._deferred:
-                    self._publish_deferred()
+            jobs = publisher.publish(payload, key_hash)
             if jobs:
                 return jobs
         jobs = self._publish(self._pick, route, Job(payload, key_hash), layout.CLASS_NORMAL)
@@ -210,26 +174,26 @@ class Sender:
         subject: _T,
         job: Job,
         lane_class: int,
-        decision: _Decision | None = None,
+        decision: Decision | None = None,
     ) -> int:
         try:
-            return self._publish_now(pick, subject, job, lane_class, decision or _Decision())
+            return self._publish_now(pick, subject, job, lane_class, decision or Decision())
         finally:
-            if self._deferred:
+            if self._gate.deferred:
                 try:
-                    self._publish_deferred()
+                    self._gate.publish_deferred()
                 finally:  # again, if a signal handler raised in the middle
-                    self._publish_deferred()
+                    self._gate.publish_deferred()
 
     def _publish_now(
-        self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int, decision: _Decision
+        self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int, decision: Decision
     ) -> int:
         peers: list[Peer] = []
         try:
             with self._gate.lock:
                 if self._gate.busy:  # a signal handler inside an activation of the same thread
                     targets = pick(subject, job)
-                    self._deferred.append(_Deferred(self, pick, subject, job, lane_class))
+                    self._defer(pick, subject, job, lane_class)
                     return len(targets)
                 self._gate.busy = True
                 try:
@@ -249,13 +213,24 @@ class Sender:
             raise
         return published
 
+    def _defer(self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int) -> None:
+        def publish(decision: Decision) -> None:
+            jobs = self._publish(pick, subject, job, lane_class, decision)
+            if jobs == FULL:
+                what = "an activation in a signal handler"
+                self._publish_when_room(
+                    pick, subject, job, lane_class, DEFERRED_TIMEOUT_S, what, decision
+                )
+
+        self._gate.deferred.append(Deferred(publish))
+
     def _claim_and_commit(
         self,
         targets: Sequence[Target],
         job: Job,
         lane_class: int,
         peers: list[Peer],
-        decision: _Decision,
+        decision: Decision,
     ) -> int:
         payload, key_hash, kind, flags, deadline_ns, reply_id, addressee = job
         if key_hash == IN_TURN:
@@ -296,23 +271,6 @@ class Sender:
             raise
         return len(lanes)
 
-    def _publish_deferred(self) -> None:
-        if self._gate.is_held_here():
-            return  # the activation that was interrupted does it, once it is through
-        me = threading.get_ident()
-        for deferred in [d for d in self._deferred if d.thread == me and not d.running]:
-            deferred.running = True
-            try:
-                if not deferred.decision.made:
-                    deferred.publish()
-            except AembusError:
-                log.exception("an activation from a signal handler failed")
-            finally:
-                deferred.running = False
-            # Not reached if a signal handler raised: then the next round finds out whether the
-            # decision was made.
-            self._deferred.remove(deferred)
-
     def _pick(self, route: Route, job: Job) -> Sequence[Target]:
         if route.generation != self.routing.generation:
             route.queue = self.routing.queue(route.point)
@@ -335,7 +293,7 @@ class Sender:
     def _make_publisher(self, route: Route) -> None:
         # For the next activations: what of the route's lanes is not open yet stays None, and an
         # activation that needs one comes by here again.
-        with self._alone() as alone:
+        with self._gate.alone() as alone:
             if not alone or route.generation != self.routing.generation:
                 return
             groups = route.queue.groups()
@@ -353,22 +311,6 @@ class Sender:
                     self._gate, self._words, route.generation, route.turn, destinations
                 )
             route.lanes_opened = self._lanes_opened
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        # Keeps other threads out, and this one's signal handlers; False in such a handler.
-        gate = self._gate
-        with gate.lock:
-            if gate.busy:
-                yield False
-                return
-            gate.busy = True
-            try:
-                yield True
-            finally:
-                gate.busy = False
-        if self._deferred:
-            self._publish_deferred()
 
     def _plain_destination(self, target: Target) -> Destination | None:
         lane, peer, _, _, event_id = self._destination(target)
@@ -404,7 +346,7 @@ class Sender:
 
     def refresh(self) -> Routing:
         """Return the current routing, reading the registry if its generation has changed."""
-        with self._alone() as alone:
+        with self._gate.alone() as alone:
             if alone and self._words[self._generation_word] != self.routing.generation:
                 self._refresh()
             return self.routing
@@ -462,7 +404,7 @@ class Sender:
         lane_class: int,
         timeout_s: float,
         what: str,
-        decision: _Decision | None = None,
+        decision: Decision | None = None,
     ) -> int:
         deadline = time.monotonic() + timeout_s
         while True:
@@ -472,9 +414,10 @@ class Sender:
                     for t in pick(subject, job)
                     if (peer := self._peers.get(t.slot)) and peer.open_lane(lane_class)
                 ]
-                full = [(peer.slot, peer.lane(lane_class)) for peer in peers]
-                before = [peer.consumed(lane_class) for peer in peers]
-            with self._flags_raised(full, lane_class):
+                awaited = Awaited(peers, lane_class)
+            if timeout_s > 0:
+                self._room_waiters.look(awaited.has_come)
+            with self._room_waiters.flags_raised(awaited.lanes, lane_class):
                 jobs = self._publish(pick, subject, job, lane_class, decision)
                 if jobs != FULL:
                     return jobs
@@ -483,38 +426,9 @@ class Sender:
                     raise InboxFull(
                         "no room within the time-out, nothing was sent; wait longer (timeout=), "
                         "add workers, or give the supervisor larger lanes (lane_bytes), "
-                        f"for={what!r}, timeout_s={timeout_s}, slots={[slot for slot, _ in full]}"
+                        f"for={what!r}, timeout_s={timeout_s}, slots={awaited.slots}"
                     )
-                # Half a lane may be too little for a long job at the ring's end: what is waited
-                # for after a vain attempt is that the owners have gone on since before it.
-                self._wait(_room_made(peers, before, lane_class), left_s)
-
-    @contextlib.contextmanager
-    def _flags_raised(
-        self, full: list[tuple[int, LaneProducer]], lane_class: int
-    ) -> Iterator[None]:
-        # Threads may wait for the same lane: the last one lowers its flag.
-        me = object()
-        try:
-            for slot, lane in full:
-                self._waiting_for_room.setdefault((slot, lane_class), set()).add(me)
-                lane.want_room(True)
-            fence()  # SYNC POINT: pairs with the consumer's store of head and load of the flag
-            yield
-        finally:
-            try:
-                self._lower_flags(full, lane_class, me)
-            finally:  # again, if a signal handler raised in the middle
-                self._lower_flags(full, lane_class, me)
-
-    def _lower_flags(
-        self, full: list[tuple[int, LaneProducer]], lane_class: int, me: object
-    ) -> None:
-        for slot, lane in full:
-            waiting = self._waiting_for_room.setdefault((slot, lane_class), set())
-            waiting.discard(me)
-            if not waiting:
-                lane.want_room(False)
+                self._wait(awaited.has_come, left_s)
 
     def forget_parent(self, error: AembusError) -> None:
         """Make this copy, in a forked child, refuse everything; the parent's lanes stay as is."""
@@ -529,19 +443,6 @@ class Sender:
             for peer in self._peers.values():
                 peer.close()
             self._peers.clear()
-
-
-def _room_made(peers: list[Peer], before: list[int], lane_class: int) -> Callable[[], bool]:
-    lanes = [peer.lane(lane_class) for peer in peers]
-
-    def ready() -> bool:
-        try:
-            moved = not peers or [peer.consumed(lane_class) for peer in peers] != before
-        except ValueError:  # another thread closed a peer: its owner has left
-            return True
-        return moved and all(lane.has_room() for lane in lanes)
-
-    return ready
 
 
 def _too_large(size_bytes: int, size_bytes_max: int) -> str:

@@ -30,9 +30,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--bus", type=bus_name, metavar="NAME", help="only this bus (default: every dead one)"
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="only say what would be removed"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     parser.set_defaults(execute=execute)
 
 

@@ -44,7 +44,9 @@ class Finding:
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(
-        commands, "doctor", "say what is in use and whether the machine fits",
+        commands,
+        "doctor",
+        "say what is in use and whether the machine fits",
         "Say what is in use here, and whether the machine fits.  Exit code 1 if it does not.",
         _EXAMPLES,
     )

@@ -41,8 +41,11 @@ _MEMBER_COLUMNS: Final = (
 def add_ls(commands: Commands) -> None:
     """Add the command ``ls``."""
     parser = add_command(
-        commands, "ls", "list the buses of this machine",
-        "List the buses of this machine: those that run, and what dead ones left.", _LS_EXAMPLES,
+        commands,
+        "ls",
+        "list the buses of this machine",
+        "List the buses of this machine: those that run, and what dead ones left.",
+        _LS_EXAMPLES,
     )
     add_json(parser)
     parser.set_defaults(execute=list_buses)
@@ -51,7 +54,9 @@ def add_ls(commands: Commands) -> None:
 def add_stats(commands: Commands) -> None:
     """Add the command ``stats``."""
     parser = add_command(
-        commands, "stats", "show what a bus does",
+        commands,
+        "stats",
+        "show what a bus does",
         "Show a bus's members, jobs, activation points and services.\n\n"
         "sent = delivered + dead-lettered + queued, always.",
         _STATS_EXAMPLES,

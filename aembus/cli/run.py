@@ -48,49 +48,77 @@ def add(commands: Commands) -> None:
         usage="aembus run MODULE:FUNCTION [options] [-- ARGS ...]",
     )
     parser.add_argument(
-        "entry_point", type=_entry_point, metavar="MODULE:FUNCTION",
+        "entry_point",
+        type=_entry_point,
+        metavar="MODULE:FUNCTION",
         help="what each worker calls, with its bus",
     )
     parser.add_argument(
-        "--bus", type=bus_name, metavar="NAME",
+        "--bus",
+        type=bus_name,
+        metavar="NAME",
         help="the bus's name (default: the last part of MODULE)",
     )
     parser.add_argument(
-        "--workers", type=_worker_count, default=1, metavar="N",
+        "--workers",
+        type=_worker_count,
+        default=1,
+        metavar="N",
         help="how many workers (default: %(default)s)",
     )
     parser.add_argument(
-        "--service", action="append", default=[], dest="services", metavar="S",
+        "--service",
+        action="append",
+        default=[],
+        dest="services",
+        metavar="S",
         help="a service to host: timer, tcp, an entry point's name, or module:Class; "
         "may be given several times",
     )
     parser.add_argument(
-        "--lane-bytes", type=int, default=layout.LANE_BYTES_DEFAULT, metavar="N",
+        "--lane-bytes",
+        type=int,
+        default=layout.LANE_BYTES_DEFAULT,
+        metavar="N",
         help="the ring between two members, a power of two; a job takes at most half of it "
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--slots", type=int, default=layout.SLOTS_DEFAULT, metavar="N",
+        "--slots",
+        type=int,
+        default=layout.SLOTS_DEFAULT,
+        metavar="N",
         help="how many members at once, the supervisor included (default: %(default)s)",
     )
     parser.add_argument(
-        "--spin", type=_spin_us, metavar="US",
+        "--spin",
+        type=_spin_us,
+        metavar="US",
         help="for how many microseconds a worker looks for the next job before it sleeps: "
         "quicker answers for processor time (default: 0)",
     )
     parser.add_argument(
-        "--stop-timeout", type=_seconds, default=STOP_TIMEOUT_S, metavar="S",
+        "--stop-timeout",
+        type=_seconds,
+        default=STOP_TIMEOUT_S,
+        metavar="S",
         help="how long stopping may take before workers are aborted (default: %(default)s)",
     )
     parser.add_argument(
-        "--state-directory", type=Path, metavar="D",
+        "--state-directory",
+        type=Path,
+        metavar="D",
         help="where dead letters are kept (default: $XDG_STATE_HOME/aembus/BUS)",
     )
     parser.add_argument(
         "--ready-message", metavar="TEXT", help="what to print when every worker has come up"
     )
     parser.add_argument(
-        "--log-level", type=str.upper, choices=LOG_LEVELS, default="WARNING", metavar="L",
+        "--log-level",
+        type=str.upper,
+        choices=LOG_LEVELS,
+        default="WARNING",
+        metavar="L",
         help=f"one of {', '.join(LOG_LEVELS)} (default: %(default)s)",
     )
     parser.add_argument_group(

@@ -51,31 +51,43 @@ def add(commands: Commands) -> None:
         commands, "stress", "put load on a bus, and account for every job", _DESCRIPTION, _EXAMPLES
     )
     parser.add_argument(
-        "--producers", type=_number_of_processes, default=6, metavar="P",
+        "--producers",
+        type=_number_of_processes,
+        default=6,
+        metavar="P",
         help="processes that send (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=_number_of_processes, default=2, metavar="W",
+        "--workers",
+        type=_number_of_processes,
+        default=2,
+        metavar="W",
         help="processes that receive (default: %(default)s)",
     )
     parser.add_argument(
-        "--seconds", type=_seconds, default=10.0, metavar="S",
+        "--seconds",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
         help="how long to send (default: %(default)g)",
     )
     parser.add_argument(
-        "--size", type=_bytes, default=48, metavar="BYTES",
+        "--size",
+        type=_bytes,
+        default=48,
+        metavar="BYTES",
         help="of what each job carries beside its numbers (default: %(default)s)",
     )
     parser.add_argument(
-        "--kill-every", type=_seconds, metavar="S",
+        "--kill-every",
+        type=_seconds,
+        metavar="S",
         help="kill a random worker or producer about every S seconds, with SIGKILL",
     )
     parser.add_argument(
         "--lane", choices=LANES, help="which lane all processes use (default: the best there is)"
     )
-    parser.add_argument(
-        "--pin", action="store_true", help="run all processes on one core"
-    )
+    parser.add_argument("--pin", action="store_true", help="run all processes on one core")
     parser.add_argument(
         "--seed", type=int, metavar="N", help="of what is random (default: another one each time)"
     )
@@ -86,7 +98,9 @@ def add(commands: Commands) -> None:
         "--json", metavar="FILE", help="write the figures to FILE, or - for standard output"
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE.png",
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
         help="draw latencies and rate (needs matplotlib: pip install aembus[plot])",
     )
     parser.set_defaults(execute=execute)

@@ -88,7 +88,7 @@ class Inbox:
 
     def look_for_doors(self) -> None:
         """Take up the lanes whose producer has opened them since the last look."""
-        if self._segment.memory[layout.DOORS : self._doors_end] == self._doors:
+        if self._segment.memory[layout.DOORS : self._doors_end].tobytes() == self._doors:
             return
         # Any thread looks, a signal handler may come in between, and Ctrl-C may end it anywhere:
         # each lane is entered by one act that may be repeated, and the lists are made from that.
@@ -128,14 +128,18 @@ class Inbox:
         """Say whether a normal or urgent lane has a record to take."""
         self.look_for_doors()
         normal, urgent, _ = self.lanes
-        return any(lane.has_records() for lane in normal) or any(
-            lane.has_records() for lane in urgent
-        )
+        return _any_has_records(normal) or _any_has_records(urgent)
 
     def has_replies(self) -> bool:
         """Say whether a reply lane has a record to take."""
         self.look_for_doors()
-        return any(lane.has_records() for lane in self.lanes[layout.CLASS_REPLY])
+        return _any_has_records(self.lanes[layout.CLASS_REPLY])
+
+    def has_records(self) -> bool:
+        """Say whether any lane has a record to take."""
+        self.look_for_doors()
+        normal, urgent, replies = self.lanes
+        return _any_has_records(normal) or _any_has_records(urgent) or _any_has_records(replies)
 
     def turn(self) -> Iterator[tuple[LaneConsumer, int]]:
         """Yield the lanes to visit in this turn, each with how many records it may give.
@@ -181,8 +185,10 @@ class Inbox:
         return [slot for lane, (_, slot) in tuple(self._origins.items()) if lane.wants_post()]
 
     def producer_wanting_room(self, lane: LaneConsumer) -> int | None:
-        """Return the slot of a lane's producer if it waits for room and now has it."""
-        fence()  # SYNC POINT: as in producers_wanting_room
+        """Return the slot of a lane's producer if it is seen to wait for room and now has it.
+
+        One may be overlooked: call `producers_wanting_room` at the end of the turn.
+        """
         return self._origins[lane][1] if lane.wants_post() else None
 
     def lane_class(self, lane: LaneConsumer) -> int:
@@ -197,15 +203,15 @@ class Inbox:
         Any thread of the owner may call it; `ready` must be cheap and take no lock.
         It may return early when a Python signal handler ran.
         """
+        if timeout_s <= 0:
+            return ready()
         deadline = time.monotonic() + timeout_s
         try:
             # Inside of `try`, as `acquire` below: Ctrl-C may come right behind it.  And what undoes
             # them is the first call in `finally`: it may come before a second one, too.
             self._waiting.append(ready)
-            while not ready():
-                left_s = min(deadline - time.monotonic(), SLEEP_S_MAX)
-                if left_s <= 0:
-                    return False
+            left_s = min(timeout_s, SLEEP_S_MAX)
+            while True:
                 wakes = self._wakes
                 try:
                     if self._elected.acquire(blocking=False):
@@ -220,8 +226,14 @@ class Inbox:
                     except RuntimeError:  # another thread is elected
                         pass
                     else:
-                        self._wake_others()
-            return True
+                        # Who came before and found us elected is in the list by now.
+                        if len(self._waiting) > 1:
+                            self._wake_others()
+                if ready():
+                    return True
+                left_s = min(deadline - time.monotonic(), SLEEP_S_MAX)
+                if left_s <= 0:
+                    return False
         finally:
             try:
                 self._waiting.remove(ready)
@@ -231,13 +243,15 @@ class Inbox:
     def _sleep(self, timeout_s: float) -> None:
         try:
             if self.announce_sleep(self._anyone_ready):
-                began = time.monotonic()
+                until = time.monotonic() + timeout_s
                 rung = self._bell.timed_wait(timeout_s)
-                by_bound = not rung and time.monotonic() - began >= timeout_s
-                found = self._anyone_ready()
-                if rung and not found:
-                    self._suspected_at = 0.0  # a post without work: the late one
-                self.watch_for_lost_posts(by_bound and found)
+                if not rung:
+                    by_bound = time.monotonic() >= until
+                    self.watch_for_lost_posts(by_bound and self._anyone_ready())
+                elif self._suspected_at:
+                    if not self._anyone_ready():
+                        self._suspected_at = 0.0  # a post without work: the late one
+                    self.watch_for_lost_posts(False)
         finally:
             self.end_sleep()
 
@@ -265,7 +279,10 @@ class Inbox:
         return posts
 
     def _anyone_ready(self) -> bool:
-        return any(ready() for ready in tuple(self._waiting))
+        for ready in tuple(self._waiting):  # noqa: SIM110  # a third of the time of any()
+            if ready():
+                return True
+        return False
 
     def _wake_others(self) -> None:
         with self._woken:
@@ -308,6 +325,13 @@ class Inbox:
         self._origins.clear()
         self._bell.close()
         self._segment.close()
+
+
+def _any_has_records(lanes: list[LaneConsumer]) -> bool:
+    for lane in lanes:  # noqa: SIM110  # a third of the time of any()
+        if lane.has_records():
+            return True
+    return False
 
 
 def create_inbox(name: str, slots: int, lane_bytes: int) -> Segment:

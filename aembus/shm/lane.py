@@ -411,7 +411,7 @@ class LaneConsumer:
             state_word = (at + layout.RECORD_STATE) >> 3
             at += RECORD_HEADER_BYTES
             return Record(
-                self, begin, end, state_word, header, bytes(self._memory[at : at + length])
+                self, begin, end, state_word, header, self._memory[at : at + length].tobytes()
             )
 
     def deliver(
@@ -436,7 +436,9 @@ class LaneConsumer:
         Returns how many were run.  What a handler raises comes through; its record is `in_hand`
         then, started and not finished.  Raises CorruptLane as `take` does.
         """
-        words, memory, ring = self._words, self._memory, self._ring
+        words, memory, ring, capacity = self._words, self._memory, self._ring, self._capacity
+        payload_bytes_max, finished = self._payload_bytes_max, self._finished
+        head_word, find_event = self._head_word, events.get
         self._current = None
         event = None
         run = 0
@@ -457,16 +459,16 @@ class LaneConsumer:
                 header = _unpack_header(memory, at)
                 length = header[0]
                 units = (length + RECORD_HEADER_BYTES + UNIT - 1) >> UNIT_SHIFT
-                concerned = events.get(header[11])
+                concerned = find_event(header[11])
                 if (
                     header[1] != KIND_JOB
                     or header[4] != STATE_NEW
                     or concerned is None
                     or concerned.once
                     or header[5] != (cursor >> CURSOR_OFFSET_BITS) + 1
-                    or length > self._payload_bytes_max
+                    or length > payload_bytes_max
                     or units > self._available
-                    or offset + units >= self._capacity
+                    or offset + units >= capacity
                 ):
                     # Not plain, or at the ring's end, or wrong: `take` knows what to do.
                     self._current = None
@@ -483,7 +485,7 @@ class LaneConsumer:
                     begin = cursor
                     state_word = (at + layout.RECORD_STATE) >> 3
                     at += RECORD_HEADER_BYTES
-                    payload = bytes(memory[at : at + length])
+                    payload = memory[at : at + length].tobytes()
                 self._current = (begin, end, state_word, header, payload)
                 words[state_word] = _STARTED_FIRST
                 if concerned is not event:
@@ -495,8 +497,8 @@ class LaneConsumer:
                 behind = end
                 self._current = None
                 words[state_word] = STATE_DONE
-                if begin == self._head and not self._finished:
-                    self._head = words[self._head_word] = end  # SYNC POINT: gives room back
+                if begin == self._head and not finished:
+                    self._head = words[head_word] = end  # SYNC POINT: gives room back
                 else:
                     self._finish(begin, end, STATE_DONE)
                 event.delivered += 1

@@ -94,6 +94,4 @@ def restart(words: memoryview[int], at: int) -> None:
 def counts(words: memoryview[int], at: int) -> ChainCounts:
     """Return what the chain at index `at` says."""
     word = words[at]
-    return ChainCounts(
-        word & LAST_MASK, word >> LAST_BITS, words[at + _LATE], words[at + _TWICE]
-    )
+    return ChainCounts(word & LAST_MASK, word >> LAST_BITS, words[at + _LATE], words[at + _TWICE])

@@ -101,9 +101,7 @@ class StressRun:
         self._observer = Observer(options.bus)
         opened.callback(self._observer.close)
         self._ledgers = {
-            worker: Ledger.open(
-                Ledger.name(options.bus, self._nonce, worker), options.producers
-            )
+            worker: Ledger.open(Ledger.name(options.bus, self._nonce, worker), options.producers)
             for worker in self._observer.worker_names
         }
         for ledger in self._ledgers.values():
@@ -144,9 +142,7 @@ class StressRun:
             self._producers.check()
             self._raise_if_interrupted()
             if time.monotonic() > deadline:
-                raise AembusError(
-                    f"the producers do not come up, ready={ready}, producers={count}"
-                )
+                raise AembusError(f"the producers do not come up, ready={ready}, producers={count}")
 
     def _raise_if_interrupted(self) -> None:
         if self._interrupted():
@@ -201,9 +197,7 @@ class StressRun:
         queued_first = self._observer.queued()
         finished, finished_at = self._observer.all_finished(), time.monotonic()
         while queued := self._observer.queued():
-            self._watch(
-                Progress("draining", queued_first - queued, queued_first, self._rate())
-            )
+            self._watch(Progress("draining", queued_first - queued, queued_first, self._rate()))
             now = time.monotonic()
             if (finished_now := self._observer.all_finished()) != finished:
                 finished, finished_at = finished_now, now
@@ -272,7 +266,6 @@ class StressRun:
             interrupted=self._ended_early,
             failures=failures,
         )
-
 
     def _idle(self) -> list[str]:
         came_from: set[int] = set()

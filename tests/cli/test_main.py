@@ -163,9 +163,7 @@ def test_ctrl_c_is_quiet(
 
 
 @pytest.mark.parametrize("command", [["doctor"], ["run", "--help"]])
-def test_a_reader_that_has_seen_enough_is_no_error(
-    command: list[str], tmp_path: Path
-) -> None:
+def test_a_reader_that_has_seen_enough_is_no_error(command: list[str], tmp_path: Path) -> None:
     """As with `aembus doctor | head -1`: quiet, whenever the pipe breaks."""
     reading, writing = os.pipe()
     os.close(reading)

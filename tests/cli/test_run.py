@@ -39,13 +39,19 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_from_start_to_end(
-    directory: Path, bus_name: str, number: signal.Signals
-) -> None:
+def test_a_run_from_start_to_end(directory: Path, bus_name: str, number: signal.Signals) -> None:
     """Ready in one line, then jobs, then a signal: a summary of what there was, exit code 0."""
     with running(
-        directory, "shop.server:main", "--bus", bus_name, "--workers", "2", "--service", "timer",
-        "--log-level", "ERROR",
+        directory,
+        "shop.server:main",
+        "--bus",
+        bus_name,
+        "--workers",
+        "2",
+        "--service",
+        "timer",
+        "--log-level",
+        "ERROR",
     ) as run:
         assert run.ready_line == (
             f"bus {bus_name!r} runs, 2 workers, services: timer; "

@@ -95,9 +95,7 @@ def test_module_without_that_function(directory: Path, bus_name: str) -> None:
 
 def test_main_refuses(directory: Path, bus_name: str) -> None:
     """An entry point that asks for a service that is not there: which one, and which are."""
-    ended = aembus(
-        directory, "run", "application:refuses", "--bus", bus_name, "--service", "timer"
-    )
+    ended = aembus(directory, "run", "application:refuses", "--bus", bus_name, "--service", "timer")
     assert_clear(ended, "service='nosuch'", "hosted=['timer 1']", "--service")
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import pytest
 
 from aembus import publisher as publisher_module
+from aembus import room as room_module
 from aembus import sender as sender_module
 from aembus.codec import encode
 from aembus.events import Event, EventStruct
@@ -53,9 +54,11 @@ class Machine:
         monkeypatch.setattr(lane_module, "_unpack_header", _unpack_header)
         # What is read off a clock goes into shared memory: it must be the same in each replay.
         clock = SimpleNamespace(monotonic=time.monotonic, monotonic_ns=lambda: 77)
-        for module in (inbox_module, publisher_module, sender_module):
+        for module in (inbox_module, publisher_module, room_module, sender_module):
             monkeypatch.setattr(module, "fence", self.fence)
             monkeypatch.setattr(module, "time", clock)
+        # How often it looks depends on a clock; it only reads, and then does what is tested here.
+        monkeypatch.setattr(room_module.RoomWaiters, "look", lambda *_: False)
 
     def fence(self) -> None:
         if self.fences:
@@ -170,6 +173,9 @@ class Lock:
         self._depth -= 1
         if not self._depth:
             self._machine.fence()
+
+    def _is_owned(self) -> bool:
+        return self._depth > 0
 
 
 def _pack_header(memory: Memory, at: int, *fields: int) -> None:

@@ -94,9 +94,7 @@ class Stress:
 
 def test_a_run_accounts_for_every_job(bus_name: str, tmp_path: Path) -> None:
     """Six producers, three workers: nothing is wrong, and the figures have the contract's names."""
-    with Stress(
-        bus_name, tmp_path, "--producers", 6, "--workers", 3, "--seconds", 2
-    ) as stress:
+    with Stress(bus_name, tmp_path, "--producers", 6, "--workers", 3, "--seconds", 2) as stress:
         ended = stress.ended()
     assert ended.code == 0, ended.err + ended.out
     figures = stress.figures()

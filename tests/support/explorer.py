@@ -120,6 +120,14 @@ class Words:
         """As a memoryview's."""
 
 
+class Copy(bytes):
+    """What a slice of a memoryview gives, as far as the code under test asks."""
+
+    def tobytes(self) -> bytes:
+        """Return the bytes."""
+        return self
+
+
 class Memory:
     """Shared memory as bytes, in place of a memoryview.
 
@@ -141,11 +149,11 @@ class Memory:
     @overload
     def __getitem__(self, index: int) -> int: ...
     @overload
-    def __getitem__(self, index: slice) -> bytes: ...
-    def __getitem__(self, index: int | slice) -> int | bytes:
+    def __getitem__(self, index: slice) -> Copy: ...
+    def __getitem__(self, index: int | slice) -> int | Copy:
         if isinstance(index, int):
             return self.read(index, index + 1)[0]
-        return self.read(index.start, index.stop)
+        return Copy(self.read(index.start, index.stop))
 
     def __setitem__(self, index: int | slice, data: int | bytes) -> None:
         if isinstance(index, int):

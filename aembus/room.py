@@ -1,0 +1,111 @@
+"""Waiting for room in the lanes of others: looking for a while first, asking for a post then.
+
+Guarantees: whoever sleeps for room has raised its flag in each lane that it waits for before it
+looked for the last time; the last thread of a process that waits for a lane lowers its flag.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from aembus.shm.doorbell import fence
+from aembus.shm.lanes import LaneProducer
+from aembus.shm.peer import Peer
+
+LOOK_S: Final = 100e-6
+LOOKS_SKIPPED_MAX: Final = 64
+
+
+class Awaited:
+    """The lanes that one job waits for, and how far their owners had come.
+
+    Args:
+        peers: whose lane of class `lane_class` is full, as far as they are open.
+    """
+
+    def __init__(self, peers: Sequence[Peer], lane_class: int) -> None:
+        self._peers = peers
+        self._lane_class = lane_class
+        self.lanes: list[tuple[int, LaneProducer]] = [
+            (peer.slot, peer.lane(lane_class)) for peer in peers
+        ]
+        self._before = self._consumed()
+
+    @property
+    def slots(self) -> list[int]:
+        """Whose lanes these are."""
+        return [slot for slot, _ in self.lanes]
+
+    def _consumed(self) -> list[int]:
+        return [peer.consumed(self._lane_class) for peer in self._peers]
+
+    def has_come(self) -> bool:
+        """Say whether each owner has gone on since, and half of each lane is free."""
+        # Half a lane may be too little for a long job at the ring's end: that is why the owners
+        # must have gone on, too, since before the attempt that was in vain.
+        try:
+            moved = not self._peers or self._consumed() != self._before
+        except ValueError:  # another thread closed a peer: its owner has left
+            return True
+        return moved and all(lane.has_room() for _, lane in self.lanes)
+
+
+class RoomWaiters:
+    """Who in this process waits for room in which lane, and whether looking for it has paid."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[int, int], set[object]] = {}
+        self._looks_to_skip = 0
+        self._skip_next = 1
+
+    def look(self, has_come: Callable[[], bool]) -> bool:
+        """Look for room for a moment, giving others the core; say whether it has come.
+
+        A sleep and a post cost more than the moment, where the owner is at work on another core.
+        Where it has been in vain it is tried less often: with many producers for one core they
+        would take it from the owner that they wait for.
+        """
+        if self._looks_to_skip:
+            self._looks_to_skip -= 1
+            return False
+        until = time.monotonic() + LOOK_S
+        while not has_come():
+            if time.monotonic() >= until:
+                self._looks_to_skip = self._skip_next
+                self._skip_next = min(2 * self._skip_next, LOOKS_SKIPPED_MAX)
+                return False
+            os.sched_yield()
+        self._skip_next = 1
+        return True
+
+    @contextlib.contextmanager
+    def flags_raised(
+        self, lanes: Sequence[tuple[int, LaneProducer]], lane_class: int
+    ) -> Iterator[None]:
+        """Have the owners of `lanes` post when there is room."""
+        # Threads may wait for the same lane: the last one lowers its flag.
+        me = object()
+        try:
+            for slot, lane in lanes:
+                self._waiting.setdefault((slot, lane_class), set()).add(me)
+                lane.want_room(True)
+            fence()  # SYNC POINT: pairs with the consumer's store of head and load of the flag
+            yield
+        finally:
+            try:
+                self._lower_flags(lanes, lane_class, me)
+            finally:  # again, if a signal handler raised in the middle
+                self._lower_flags(lanes, lane_class, me)
+
+    def _lower_flags(
+        self, lanes: Sequence[tuple[int, LaneProducer]], lane_class: int, me: object
+    ) -> None:
+        for slot, lane in lanes:
+            waiting = self._waiting.setdefault((slot, lane_class), set())
+            waiting.discard(me)
+            if not waiting:
+                lane.want_room(False)
