@@ -22,6 +22,7 @@ from aembus.shm.inbox import Inbox
 log = logging.getLogger("aembus")
 
 FOREVER_S: Final = 3600.0
+SPINS_BETWEEN_LOOKS: Final = 16
 SPIN_VARIABLE: Final = "AEMBUS_SPIN_US"
 
 
@@ -138,9 +139,12 @@ class Runner:
         return self._stopping or self._inbox.has_records()
 
     def _spin(self, spin_s: float) -> bool:
-        has_work = self._has_work
+        found = self._inbox.has_records_in_known_lanes
         until = time.monotonic() + spin_s
-        while not has_work():
-            if time.monotonic() >= until:
-                return False
-        return True
+        while time.monotonic() < until:
+            for _ in range(SPINS_BETWEEN_LOOKS):
+                if found():
+                    return True
+            if self._has_work():
+                return True
+        return False

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from aembus.shm import layout
@@ -29,6 +29,8 @@ log = logging.getLogger("aembus")
 SLEEP_S_MAX: Final = 0.1
 LATE_POST_S: Final = 1.0
 BUDGETS: Final = (64, 128, 256)  # records in a turn, by lane class
+
+_Turn = tuple[tuple[LaneConsumer, int], ...]
 
 _SLEEPING_WORD = layout.SLEEPING // layout.WORD
 
@@ -57,6 +59,7 @@ class Inbox:
         self._opened: dict[int, LaneConsumer | None] = {}  # by the lane's number; None: corrupt
         self.lanes: tuple[list[LaneConsumer], ...] = tuple([] for _ in range(layout.LANE_CLASSES))
         self._origins: dict[LaneConsumer, tuple[int, int]] = {}  # lane class, producer's slot
+        self._turns: list[_Turn] = [()]  # by the first normal lane; made when it is that one's turn
         self._turn = 0
         # Tickets go on growing from one owner to the next: a producer that has posted for our
         # predecessor's n-th sleep would else take our n-th sleep for the one it posted for.
@@ -102,6 +105,7 @@ class Inbox:
                 if lane is not None:
                     lanes[index // self._slots].append(lane)
             self.lanes = lanes
+            self._turns = [()] * max(len(lanes[layout.CLASS_NORMAL]), 1)
             self._doors = doors
 
     def _open_lane(self, index: int) -> None:
@@ -138,22 +142,30 @@ class Inbox:
     def has_records(self) -> bool:
         """Say whether any lane has a record to take."""
         self.look_for_doors()
+        return self.has_records_in_known_lanes()
+
+    def has_records_in_known_lanes(self) -> bool:
+        """Like `has_records`, but do not look for new lanes."""
         normal, urgent, replies = self.lanes
         return _any_has_records(normal) or _any_has_records(urgent) or _any_has_records(replies)
 
-    def turn(self) -> Iterator[tuple[LaneConsumer, int]]:
-        """Yield the lanes to visit in this turn, each with how many records it may give.
+    def turn(self) -> Sequence[tuple[LaneConsumer, int]]:
+        """Return the lanes to visit in this turn, each with how many records it may give.
 
         Each turn begins with another normal lane, so that none is always last.
         """
         self.look_for_doors()
+        turns = self._turns
+        self._turn = number = (self._turn + 1) % len(turns)
+        return turns[number] or self._plan_turn(turns, number)
+
+    def _plan_turn(self, turns: list[_Turn], number: int) -> _Turn:
         normal, urgent, _ = self.lanes
-        for lane in urgent:
-            yield lane, BUDGETS[layout.CLASS_URGENT]
-        count = len(normal)
-        self._turn = begin = (self._turn + 1) % count if count else 0
-        for index in range(count):
-            yield normal[begin + index - count], BUDGETS[layout.CLASS_NORMAL]
+        turns[number] = (
+            *((lane, BUDGETS[layout.CLASS_URGENT]) for lane in urgent),
+            *((lane, BUDGETS[layout.CLASS_NORMAL]) for lane in normal[number:] + normal[:number]),
+        )
+        return turns[number]
 
     def take(self, lane: LaneConsumer) -> Record | None:
         """Take a record from `lane`; what cannot be followed is skipped, counted and logged."""
@@ -322,6 +334,7 @@ class Inbox:
             for lane in lanes:
                 lane.close()
             lanes.clear()
+        self._turns = [()]
         self._origins.clear()
         self._bell.close()
         self._segment.close()
