@@ -151,15 +151,18 @@ class Ringer:
         kind = sleeping & layout.BELL_KIND_MASK
         try:
             if kind == layout.BELL_SEMAPHORE:
-                if self._semaphore is None:
-                    name = semaphore_name(self._bus, self._nonce, self._inbox_id)
-                    self._semaphore = posix_ipc.Semaphore(name)
-                self._semaphore.release()
+                self._post_semaphore()
             elif kind == layout.BELL_DESCRIPTOR:
                 self._post_pipe()
         except (posix_ipc.ExistentialError, FileNotFoundError, BlockingIOError):
             pass
         self._posted = sleeping
+
+    def _post_semaphore(self) -> None:
+        if self._semaphore is None:
+            name = semaphore_name(self._bus, self._nonce, self._inbox_id)
+            self._semaphore = posix_ipc.Semaphore(name)
+        self._semaphore.release()
 
     def _post_pipe(self) -> None:
         if self._pipe < 0:

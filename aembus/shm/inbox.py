@@ -6,8 +6,9 @@ Read by one process, its owner; each lane is written by one producer.  Guarantee
 - urgent lanes are visited before normal ones, and a budget keeps normal ones alive;
 - several threads of the owner may wait at once: one is elected to sleep on the doorbell, and
   wakes the others, since two sleepers on one bell would eat each other's post;
-- every sleep is bounded.  Work found by the bound, with no post arriving late, counts in
-  `rescued_wakeups`, which reads 0 when the doorbell protocol holds.
+- every sleep is bounded.  Records found by the bound, with no post arriving late, count in
+  `rescued_wakeups`, which reads 0 when the doorbell protocol holds.  Room found by the bound does
+  not count: an owner that others keep from the core posts late, and not at all if the flag is down.
 """
 
 from __future__ import annotations
@@ -255,13 +256,15 @@ class Inbox:
     def _sleep(self, timeout_s: float) -> None:
         try:
             if self.announce_sleep(self._anyone_ready):
+                # What lies there already is for a thread that does not run: nobody posts for it.
+                watching = not self.has_records()
                 until = time.monotonic() + timeout_s
                 rung = self._bell.timed_wait(timeout_s)
                 if not rung:
-                    by_bound = time.monotonic() >= until
-                    self.watch_for_lost_posts(by_bound and self._anyone_ready())
+                    by_bound = watching and time.monotonic() >= until
+                    self.watch_for_lost_posts(by_bound and self.has_records())
                 elif self._suspected_at:
-                    if not self._anyone_ready():
+                    if not self.has_records():
                         self._suspected_at = 0.0  # a post without work: the late one
                     self.watch_for_lost_posts(False)
         finally:
