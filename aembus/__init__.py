@@ -20,6 +20,7 @@ from aembus.errors import CorruptSegment as CorruptSegment
 from aembus.errors import ForkedBusError as ForkedBusError
 from aembus.errors import InboxFull as InboxFull
 from aembus.errors import JobTooLarge as JobTooLarge
+from aembus.errors import NameInUse as NameInUse
 from aembus.errors import NotReady as NotReady
 from aembus.errors import OpenError as OpenError
 from aembus.errors import OutOfSharedMemory as OutOfSharedMemory
@@ -68,6 +69,7 @@ __all__ = [
     "InboxFull",
     "Job",
     "JobTooLarge",
+    "NameInUse",
     "NotReady",
     "OpenError",
     "OutOfSharedMemory",

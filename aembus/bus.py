@@ -6,7 +6,7 @@ A bus object belongs to the process that made it: in a forked child it raises Fo
 
 from __future__ import annotations
 
-import importlib
+import functools
 import logging
 import os
 import threading
@@ -14,32 +14,27 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Protocol, Self, cast, final
+from typing import Any, Final, Self, final
 
-from aembus.calls import Calls
-from aembus.codec import encode
-from aembus.control import ControlClient
 from aembus.counter import Counter
 from aembus.errors import (
-    AembusError,
-    BusBroken,
+    BusClosed,
     ForkedBusError,
-    RegistrationError,
-    ServiceNotFound,
 )
 from aembus.events import Event, EventStatistics, EventStruct, EventStructStatistics, Handler
+from aembus.membership import Membership
 from aembus.points import ActivationPoint
-from aembus.routing import ServiceVersion, Target
+from aembus.registrations import Registrations
+from aembus.rejoining import Rejoining
+from aembus.routing import ServiceVersion
 from aembus.runner import Runner, spin_from_environment
-from aembus.sender import Job, Sender
-from aembus.shm import layout, names, registry
-from aembus.shm.inbox import Inbox, inbox_role
-from aembus.shm.lanes import Record
-from aembus.shm.registry import RegistryReader
+from aembus.sender import Sender
+from aembus.service_clients import ServiceClients
+from aembus.shm.inbox import Inbox
 
 log = logging.getLogger("aembus")
 
-SUPERVISOR_SLOT: Final = 0
+KEEP_S: Final = 60.0
 
 _buses: weakref.WeakSet[Bus] = weakref.WeakSet()
 
@@ -53,12 +48,6 @@ class BusStatistics:
     late_replies: int
 
 
-class ServiceClient(Protocol):
-    """What `Bus.service` returns: the calls of one bound version of a service."""
-
-    def __init__(self, bus: Bus, service: ServiceVersion) -> None: ...
-
-
 @final
 class Bus:
     """One process's membership of a bus.  Made by `connect`, or by the supervisor for a worker.
@@ -66,61 +55,144 @@ class Bus:
     Args:
         bus: the bus's name.
         kind: "client" or "worker".
-        name: a name of its own, or "" for a member that nobody replaces.
+        name, keep, reconnect: see `connect`.
     """
 
-    def __init__(self, bus: str, kind: str = "client", name: str = "") -> None:
+    def __init__(
+        self,
+        bus: str,
+        kind: str = "client",
+        name: str = "",
+        keep: float = KEEP_S,
+        reconnect: bool = False,
+    ) -> None:
         self.name = bus
-        self._joined = False
+        self._wanted = {"kind": kind, "name": name, "keep_s": keep}
         self._closed = False
-        self._broken = threading.Event()
         self._on_broken: Callable[[], None] | None = None
+        self._on_reconnect: Callable[[], None] | None = None
         self._pid = os.getpid()
-        self._pending: list[Event] | None = [] if kind == "worker" else None
         self._points: dict[str, ActivationPoint] = {}
-        self._clients: dict[tuple[str, str], Any] = {}
-        self._sender: Sender | None = None
-        self._inbox: Inbox | None = None
-        self._control = ControlClient(bus, self._handle_push, self._handle_broken)
-        try:
-            self._join(kind, name)
-        except BaseException:
-            self._control.close()
-            raise
+        self._services = ServiceClients(self, self._membership_or_raise)
+        self._counters: dict[str, Counter] = {}
+        self._changing = threading.Lock()
+        self._current: Membership | None = None
+        self._stop_asked = False
+        self._rejoining: Rejoining | None = None
+        membership = self._join()
+        self._registrations = Registrations(lambda: self._membership, together=bool(name))
+        self._runner = Runner(
+            membership.event_struct, membership.inbox, membership.calls, self._await_bus
+        )
+        if reconnect:
+            self._rejoining = Rejoining(bus, self._join_again)
+        self._take_up(membership)
         _buses.add(self)
 
-    def _join(self, kind: str, name: str) -> None:
-        me = self._control.request("join", kind=kind, name=name)
-        bus, nonce = self.name, me["nonce"]
-        self.member_name: str = me["name"]
-        self.slot: int = me["slot"]
-        self.incarnation: int = me["incarnation"]
-        self._reader = RegistryReader.open(names.shared_name(bus, nonce, registry.ROLE))
+    # --- the membership -------------------------------------------------------------------------
+
+    @property
+    def _membership(self) -> Membership:
+        current = self._current
+        assert current is not None
+        return current
+
+    @property
+    def member_name(self) -> str:
+        """This member's name: the one asked for, or one that the supervisor made up."""
+        return self._membership.name
+
+    @property
+    def slot(self) -> int:
+        """This member's slot; another one after joining again."""
+        return self._membership.slot
+
+    @property
+    def incarnation(self) -> int:
+        """Which process of all that were ever on this bus; another one after joining again."""
+        return self._membership.incarnation
+
+    @property
+    def event_struct(self) -> EventStruct:
+        """What owns this process's events; another one after joining again."""
+        return self._membership.event_struct
+
+    @property
+    def _sender(self) -> Sender:
+        return self._membership.sender
+
+    @property
+    def _inbox(self) -> Inbox:
+        return self._membership.inbox
+
+    def _join(self) -> Membership:
+        return Membership(self.name, self._wanted, self._handle_stop, self._handle_broken)
+
+    def _take_up(self, membership: Membership) -> None:
+        # What breaks from now on is the current one, and its watcher says so; what broke before
+        # has been overheard.
+        with self._changing:
+            self._current = membership
+            broken, stop_asked = membership.broken, self._stop_asked
+        if broken:
+            self._lose(membership)
+        if stop_asked:
+            self.stop()
+
+    def _handle_stop(self) -> None:
+        with self._changing:
+            self._stop_asked = True
+            early = self._current is None
+        if not early:
+            self.stop()
+
+    def _handle_broken(self, membership: Membership) -> None:
+        with self._changing:
+            membership.broken = True
+            current = membership is self._current
+        membership.refuse()
+        if current:
+            self._lose(membership)
+
+    def _lose(self, membership: Membership) -> None:
+        membership.refuse()
+        if self._on_broken is not None:
+            self._on_broken()
+        self._runner.interrupt()
+        if self._rejoining is not None and not self._closed:
+            self._rejoining.begin()
+
+    def _await_bus(self, timeout_s: float) -> bool:
+        if self._rejoining is None or self._closed:
+            self._membership_or_raise()
+            return True
+        return not self._membership.broken or self._rejoining.wait(timeout_s)
+
+    def _join_again(self) -> None:
+        last, membership = self._membership, self._join()
         try:
-            inbox_id = me["inbox_id"]
-            self._inbox = Inbox.open(
-                bus,
-                nonce,
-                inbox_id,
-                layout.BELL_SEMAPHORE,
-                names.shared_name(bus, nonce, inbox_role(inbox_id)),
-            )
-            self._sender = Sender(
-                bus, nonce, self.slot, self.incarnation, self._reader, self._inbox.wait
-            )
-            self._calls = Calls(self._sender, self._inbox, self.incarnation)
-            self.event_struct = EventStruct(
-                self.slot, self._inbox, self._undeliverable, self._sender.ring
-            )
-            self._runner = Runner(
-                self.event_struct, self._inbox, self._calls, self._sender_or_raise
-            )
-            self._joined = True
+            with self._runner.exchange() as give:  # not before the job in hand is finished
+                if self._closed:
+                    raise BusClosed("this bus object was closed")
+                self._take_up(membership)
+                for name, counter in self._counters.items():
+                    counter.rebind(membership.inbox, membership.counter(name))
+                for point in list(self._points.values()):
+                    point.rebind(membership.sender)
+                self._services.rejoin()
+                if self._on_reconnect is not None:
+                    self._on_reconnect()
+                self._registrations.repeat()
+                give(membership.event_struct, membership.inbox, membership.calls)
         except BaseException:
-            if self._inbox is not None:
-                self._inbox.close()
-            self._reader.close()
+            if membership is self._current:
+                membership.broken = True
+                membership.refuse()
+            membership.leave(keep=True)
             raise
+        finally:
+            if last is not self._current:
+                last.close_when_unused()
 
     # --- registering ----------------------------------------------------------------------------
 
@@ -147,12 +219,13 @@ class Bus:
                 goes to the dead letters.
             context: yours, as `event.context`.
 
-        A worker's registrations are published together when its entry point returns; anybody
-        else's at once: whoever activates after this call has returned reaches the handler.
+        A worker's registrations are published together when its entry point returns, those of a
+        member with a name when it begins to run (`run`, `run_in_thread`, `poll`), anybody else's
+        at once: whoever activates after this call has returned reaches the handler.
 
         Raises: RegistrationError for a duplicate, BusBroken, BusClosed.
         """
-        self._sender_or_raise()
+        self._membership_or_raise()
         event = Event(
             point,
             handler,
@@ -161,14 +234,9 @@ class Bus:
             once=once,
             redeliver=redeliver,
             context=context,
-            closer=self._close_event,
+            closer=self._registrations.close,
         )
-        if self._pending is not None:
-            self._check_duplicate(event, self._pending)
-            self._pending.append(event)
-        else:
-            self._check_duplicate(event, self.event_struct.events)
-            self._publish([event], "publish")
+        self._registrations.add(event)
         return event
 
     def on(self, point: str, **options: Any) -> Callable[[Handler], Handler]:
@@ -180,37 +248,13 @@ class Bus:
 
         return decorate
 
-    @staticmethod
-    def _check_duplicate(event: Event, others: list[Event]) -> None:
-        for other in others:
-            if (event.point, event.name, event.group) == (other.point, other.name, other.group):
-                raise RegistrationError(
-                    "this member has such an event already; give another name=..., "
-                    f"point={event.point!r}, name={event.name!r}, group={event.group!r}"
-                )
-
-    def _publish(self, events: list[Event], op: str) -> None:
-        # Ids first, publication second: a job must not arrive before its event is known here.
-        wanted = [[event.point, event.name, event.group] for event in events]
-        ids = self._control.request("register", events=wanted)["ids"]
-        for event, event_id in zip(events, ids, strict=True):
-            event.id = event_id
-            self.event_struct.add(event)
-        self._control.request(op)
-        self._sender_or_raise().refresh()
-
     def publish_registrations(self) -> None:
-        """Publish what a worker's entry point has registered (its runner calls this once)."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._publish(pending, "ready")
+        """Publish what a worker or a member with a name has registered.  Idempotent.
 
-    def _close_event(self, event: Event) -> None:
-        if self._pending is not None and event in self._pending:
-            self._pending.remove(event)
-            return
-        self._control.request("unregister", ids=[event.id])
-        self.event_struct.remove(event)
+        Beginning to run does it.  What waits in the inbox for an event of this member's last
+        process that was not registered again goes to its group or to the dead letters.
+        """
+        self._registrations.publish()
 
     # --- activating -----------------------------------------------------------------------------
 
@@ -218,7 +262,7 @@ class Bus:
         """Return the activation point of this name."""
         point = self._points.get(name)
         if point is None:
-            point = self._points[name] = ActivationPoint(name, self._sender_or_raise())
+            point = self._points[name] = ActivationPoint(name, self._membership_or_raise().sender)
         return point
 
     def activate(
@@ -230,7 +274,6 @@ class Bus:
     @property
     def job_bytes_max(self) -> int:
         """How long the data of one activation may be, encoded: half a lane."""
-        assert self._inbox is not None
         return self._inbox.payload_bytes_max
 
     # --- services -------------------------------------------------------------------------------
@@ -240,19 +283,7 @@ class Bus:
 
         Raises: ServiceNotFound.
         """
-        routing = self._sender_or_raise().refresh()
-        found = routing.service(name, version)
-        if found is None:
-            hosted = sorted(f"{s.name} {s.version}" for s in routing.services)
-            raise ServiceNotFound(
-                "no such service here; the supervisor loads those it is told to "
-                f"(services=[...], --service), service={name!r}, version={version!r}, "
-                f"hosted={hosted}"
-            )
-        client = self._clients.get((found.name, found.version))
-        if client is None:
-            client = self._clients[found.name, found.version] = _client_class(found)(self, found)
-        return client
+        return self._services.get(name, version)
 
     def call_service(
         self, service: ServiceVersion, call: str, data: tuple[Any, ...], timeout: float = 5.0
@@ -261,21 +292,20 @@ class Bus:
 
         Raises: CallFailed, CallTimeout, InboxFull, ServiceNotFound.
         """
-        target = Target(service.slot, _call_id(service, call))
-        return self._calls.call(target, data, timeout, f"{service.name}.{call}")
+        return self._services.call(service, call, data, timeout)
 
     def tell_service(
         self, service: ServiceVersion, call: str, data: tuple[Any, ...], timeout: float = 5.0
     ) -> None:
         """Call a service that gives no answer (for service clients)."""
-        target = Target(service.slot, _call_id(service, call))
-        job = Job(encode(data), kind=layout.KIND_CALL)
-        self._sender_or_raise().send(target, job, timeout, f"{service.name}.{call}")
+        self._services.tell(service, call, data, timeout)
 
     # --- running --------------------------------------------------------------------------------
 
     def run(self, *, spin: float | None = None) -> None:
         """Deliver jobs to this process's events until `stop`, or until the bus is closed.
+
+        With reconnect=True it goes on when the next supervisor of the bus is there.
 
         Args:
             spin: for how many seconds after the last job to look for the next one before sleeping
@@ -284,110 +314,96 @@ class Bus:
 
         Raises: BusBroken when the supervisor dies (after the job in hand), BusClosed.
         """
+        self._registrations.publish()
         self._runner.run(spin_from_environment() if spin is None else spin)
 
     def poll(self, timeout: float = 0.0) -> int:
         """Deliver what is there, waiting up to `timeout` seconds for the first job.
 
-        Returns how many jobs were handled.  Raises: BusBroken, BusClosed.
+        Returns how many jobs were handled.  Raises: BusBroken (not with reconnect=True: then the
+        time-out passes without any), BusClosed.
         """
+        self._registrations.publish()
         return self._runner.poll(timeout)
 
     def run_in_thread(self, *, spin: float | None = None) -> threading.Thread:
         """Run this bus in a thread of its own; `close` ends it.  `spin`: see `run`."""
+        self._registrations.publish()
         return self._runner.run_in_thread(spin_from_environment() if spin is None else spin)
 
     def stop(self) -> None:
         """Make `run` return after the job in hand; may be called from anywhere."""
         self._runner.stop()
 
-    def _undeliverable(
-        self, record: Record, reason: str, *, try_group: bool, detail: str = ""
-    ) -> bool:
-        assert self._inbox is not None
-        answer = self._control.request(
-            "undeliverable",
-            lane_class=self._inbox.lane_class(record.lane),
-            header=list(record.header),
-            payload=record.payload,
-            reason=reason,
-            detail=detail,
-            try_group=try_group,
-        )
-        return bool(answer["forwarded"])
-
     # --- the supervisor's side of it ------------------------------------------------------------
-
-    def _handle_push(self, frame: dict[str, Any]) -> None:
-        push = frame["push"]
-        if push == "generation":
-            if self._sender is not None:
-                self._sender.pass_generation()
-            self._control.tell("acknowledge", generation=frame["generation"])
-        elif push == "stop":
-            self.stop()
-
-    def _handle_broken(self) -> None:
-        self._broken.set()
-        if self._sender is not None:
-            self._sender.refuse(BusBroken(f"the supervisor is gone, bus={self.name!r}"))
-        if self._on_broken is not None:
-            self._on_broken()
-        if self._joined:
-            self._runner.stop()
 
     def on_broken(self, callback: Callable[[], None]) -> None:
         """Call `callback`, in the watcher thread, when the supervisor dies."""
         self._on_broken = callback
+
+    def on_reconnect(self, callback: Callable[[], None]) -> None:
+        """Call `callback`, in a thread of its own, whenever the bus was joined again.
+
+        It may use the bus: what services kept for this process (timers, listeners) went with the
+        last supervisor and can be asked for anew.  This process's events are published after it,
+        and jobs are delivered after that.  If it raises an AembusError, joining is tried again.
+        """
+        self._on_reconnect = callback
 
     # --- the rest -------------------------------------------------------------------------------
 
     @property
     def events(self) -> list[Event]:
         """The events of this process."""
-        return [*self.event_struct.events, *(self._pending or ())]
+        return self._registrations.events
 
     def counter(self, name: str) -> Counter:
         """Return the application's counter of this name, making it at first use.
 
         Raises: ControlError if the member has too many.
         """
-        inbox = self._inbox
-        self._sender_or_raise()
-        assert inbox is not None
-        return Counter(name, inbox, self._control.request("counter", name=name)["index"])
+        membership = self._membership_or_raise()
+        counter = self._counters.get(name)
+        if counter is None:
+            counter = Counter(name, membership.inbox, membership.counter(name))
+            counter = self._counters.setdefault(name, counter)
+        return counter
 
     def statistics(self) -> BusStatistics:
         """Return what this process did on the bus so far."""
         events = {f"{e.point} {e.name}": e.statistics() for e in self.event_struct.events}
-        return BusStatistics(self.event_struct.statistics(), events, self._calls.late_replies)
+        late_replies = self._membership.calls.late_replies
+        return BusStatistics(self.event_struct.statistics(), events, late_replies)
 
-    def close(self) -> None:
+    def close(self, keep: bool = False) -> None:
         """Leave the bus.  Idempotent.
 
         What is queued for this process goes to its groups or to the dead letters; the job in
         hand is finished first.  Called by a handler, it takes effect when that has returned.
+
+        Args:
+            keep: for a member with a name: keep its place, with all that is queued, for the next
+                process of that name, as after a crash (see `connect`).
         """
         if self._closed or os.getpid() != self._pid:
             return
         if self._runner.in_handler():  # it must return first: its job is in the inbox
-            self._runner.afterwards(self.close)
+            self._runner.afterwards(functools.partial(self.close, keep))
             self._runner.stop()
             return
         self._closed = True
+        if (
+            self._rejoining is not None and self._membership.broken
+        ):  # no loss: it looks for the next
+            self._sender.refuse(BusClosed("this bus object was closed"))
         self._runner.stop()
         self._runner.join()
-        if self._sender is not None:
-            self._sender.close()
-        if not self._broken.is_set():
-            try:
-                self._control.request("leave")
-            except AembusError as error:
-                log.warning("left without a word: %s", error)
-        self._control.close()
-        if self._inbox is not None:
-            self._inbox.close()
-        self._reader.close()
+        if self._rejoining is not None:
+            self._rejoining.close()
+        membership = self._membership
+        membership.sender.close()
+        membership.leave(keep)
+        membership.close()
 
     def __enter__(self) -> Self:
         return self
@@ -398,54 +414,51 @@ class Bus:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        # By an exception is not on purpose: as after a crash, the next one finds what is queued.
+        self.close(keep=kind is not None)
 
-    def _sender_or_raise(self) -> Sender:
-        sender = self._sender
-        assert sender is not None
-        if self._closed or self._broken.is_set():
-            sender.refresh()  # raises BusClosed, BusBroken or ForkedBusError
-        return sender
+    def _membership_or_raise(self) -> Membership:
+        membership = self._membership
+        if self._closed or membership.broken:
+            membership.sender.refresh()  # raises BusClosed, BusBroken or ForkedBusError
+        return membership
 
     def _poison(self) -> None:
-        sender = self._sender
-        if sender is not None:
-            sender.forget_parent(
-                ForkedBusError(
-                    "this bus object belongs to the parent process; call aembus.connect in the "
-                    f"child, parent={self._pid}, child={os.getpid()}"
-                )
+        self._sender.forget_parent(
+            ForkedBusError(
+                "this bus object belongs to the parent process; call aembus.connect in the "
+                f"child, parent={self._pid}, child={os.getpid()}"
             )
-        self._control.forget_parent()
+        )
+        self._membership.control.forget_parent()
         self._closed = True
 
     def __repr__(self) -> str:
         return f"<Bus {self.name!r} slot={self.slot} member={self.member_name!r}>"
 
 
-def connect(bus: str) -> Bus:
+def connect(bus: str, *, name: str = "", keep: float = KEEP_S, reconnect: bool = False) -> Bus:
     """Join the running bus of this name and return it; use it as a context manager.
 
+    Args:
+        bus: the bus's name.
+        name: makes this process a member that is found again, whoever starts it: the next process
+            that connects with this name has the same inbox and event ids, what is queued waits
+            for it and goes on arriving, and the job that was in hand at a crash comes again.  Its
+            registrations are published together when it begins to run.
+        keep: how many seconds the place of a member with a name is kept after its process has
+            died (or closed with keep=True); then it departs, and what is queued goes to its groups
+            or to the dead letters.  0: not at all.  Its groups' new jobs go to its siblings after
+            5 seconds.
+        reconnect: when the supervisor dies, join the next supervisor of the bus, register all
+            events there again, and go on.  Until then activations raise BusBroken.  What was
+            queued went with the old supervisor.
+
     Blocks until the supervisor has answered.
-    Raises: BusNotFound, PermissionRefused, VersionMismatch, OutOfSharedMemory, SlotsExhausted.
+    Raises: BusNotFound, PermissionRefused, VersionMismatch, OutOfSharedMemory, SlotsExhausted,
+    NameInUse if a living process has the name.
     """
-    return Bus(bus)
-
-
-def _client_class(service: ServiceVersion) -> type[ServiceClient]:
-    spec = service.client or "aembus.services.base:CallClient"
-    module, _, name = spec.partition(":")
-    return cast(type[ServiceClient], getattr(importlib.import_module(module), name))
-
-
-def _call_id(service: ServiceVersion, call: str) -> int:
-    call_id = service.calls.get(call)
-    if call_id is None:
-        raise ServiceNotFound(
-            f"the service has no such call, service={service.name!r}, "
-            f"version={service.version!r}, call={call!r}, calls={sorted(service.calls)}"
-        )
-    return call_id
+    return Bus(bus, name=name, keep=keep, reconnect=reconnect)
 
 
 def _poison_after_fork() -> None:

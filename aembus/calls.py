@@ -69,7 +69,12 @@ class Calls:
                 if left_s <= 0:
                     raise CallTimeout(f"no answer in time, call={what!r}, timeout_s={timeout_s}")
                 self._inbox.wait(
-                    lambda: waiting.payload is not None or self._inbox.has_replies(), left_s
+                    lambda: (
+                        waiting.payload is not None
+                        or self._inbox.has_replies()
+                        or self._sender.refuses
+                    ),
+                    left_s,
                 )
                 self._sender.refresh()  # raises if the supervisor died meanwhile
                 self.take_replies()

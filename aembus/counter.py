@@ -18,6 +18,11 @@ class Counter:
         self._inbox = inbox
         self._index = index
 
+    def rebind(self, inbox: Inbox, index: int) -> None:
+        """Count there from now on, from 0 (the bus does, when it has joined again)."""
+        self._index = index
+        self._inbox = inbox
+
     def add(self, number: int = 1) -> None:
         """Add to the counter (one thread at a time)."""
         self._inbox.add_to_counter(self._index, number)

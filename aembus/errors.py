@@ -91,6 +91,10 @@ class SlotsExhausted(OpenError):
     """The bus has no free slot for another member."""
 
 
+class NameInUse(OpenError):
+    """Another living process, or a worker, is the member of this name."""
+
+
 class ControlError(AembusError):
     """The supervisor refused a request, or its answer did not come in time."""
 

@@ -48,5 +48,11 @@ class ActivationPoint:
         hashed = IN_TURN if key is None else key_hash(key)
         return self._sender.try_activate(self._route, encode(data), hashed) != FULL
 
+    def rebind(self, sender: Sender) -> None:
+        """Activate through another sender from now on (the bus does, when it has joined again)."""
+        # In this order: the old sender refuses any route, the new one must not see an old one.
+        self._route = sender.route(self.name)
+        self._sender = sender
+
     def __repr__(self) -> str:
         return f"<ActivationPoint {self.name!r}>"

@@ -6,11 +6,12 @@ others wait for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from aembus.calls import Calls
@@ -23,6 +24,7 @@ log = logging.getLogger("aembus")
 
 FOREVER_S: Final = 3600.0
 SPINS_BETWEEN_LOOKS: Final = 16
+LOOK_S: Final = 0.1  # between two looks whether to stop, while there is no bus
 SPIN_VARIABLE: Final = "AEMBUS_SPIN_US"
 
 
@@ -36,7 +38,8 @@ class Runner:
 
     Args:
         event_struct, inbox, calls: the member's parts.
-        check: raises if the bus is closed or broken.
+        await_bus: waits so many seconds at most for the bus to be there and says whether it is;
+            raises if it is closed, or broken for good.
     """
 
     def __init__(
@@ -44,31 +47,36 @@ class Runner:
         event_struct: EventStruct,
         inbox: Inbox,
         calls: Calls,
-        check: Callable[[], object],
+        await_bus: Callable[[float], bool],
     ) -> None:
         self._event_struct = event_struct
         self._inbox = inbox
         self._calls = calls
-        self._check = check
+        self._await_bus = await_bus
         self._running = threading.Lock()
         self._stopping = False
+        self._stop_asked = False
         self._runs_in = 0  # the thread that delivers now
         self._afterwards: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
 
     def run(self, spin_s: float) -> None:
         """Deliver until `stop`; after the last job, look for more for `spin_s` before sleeping."""
-        self._check()
-        with self._running:
-            while not self._stopping:
-                if self._deliver() or (spin_s and self._spin(spin_s)):
-                    continue
-                self._inbox.wait(self._has_work, FOREVER_S)
+        self._await_bus(0.0)
+        while not self._stop_asked:
+            if not self._await_bus(LOOK_S):
+                continue
+            with self._running:
+                while not self._stopping:
+                    if self._deliver() or (spin_s and self._spin(spin_s)):
+                        continue
+                    self._inbox.wait(self._has_work, FOREVER_S)
         self._finish()
 
     def poll(self, timeout_s: float) -> int:
         """Deliver what is there, waiting for the first job; return how many were handled."""
-        self._check()
+        if not self._await_bus(timeout_s):
+            return 0
         with self._running:
             handled = self._deliver()
             if not handled and timeout_s > 0 and self._inbox.wait(self._has_work, timeout_s):
@@ -93,9 +101,29 @@ class Runner:
 
     def stop(self) -> None:
         """Make `run` return after the job in hand; from any thread or signal handler."""
+        self._stop_asked = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """Make `run` look after the job in hand whether the bus is still there."""
         self._stopping = True
         self._event_struct.stop()
         self._inbox.wake()
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[Callable[[EventStruct, Inbox, Calls], None]]:
+        """Keep deliveries out, after the job in hand, and yield what gives this runner new parts.
+
+        Deliveries go on behind the block.
+        """
+        with self._running:
+            self._stopping = False  # whoever interrupts from now on means the new parts
+            yield self._rebind
+            if self._stop_asked:
+                self.interrupt()
+
+    def _rebind(self, event_struct: EventStruct, inbox: Inbox, calls: Calls) -> None:
+        self._event_struct, self._inbox, self._calls = event_struct, inbox, calls
 
     def join(self) -> None:
         """Wait for the thread of `run_in_thread`, unless this is it."""
@@ -119,7 +147,7 @@ class Runner:
 
     def _check_broken(self) -> None:
         try:
-            self._check()
+            self._await_bus(0.0)
         except BusBroken:
             raise
         except Exception:

@@ -375,6 +375,11 @@ class Sender:
         # The registry may be unmapped from now on: look at a word of our own instead.
         self._words = [0] * (self._generation_word + 1)
 
+    @property
+    def refuses(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._refusal is not None
+
     def _open_peer(self, slot: int) -> Peer:
         member = self.routing.members[slot]
         peer = Peer(self._bus, self._nonce, slot, member.inbox_id, self._slot, self._incarnation)
@@ -428,7 +433,7 @@ class Sender:
                         "add workers, or give the supervisor larger lanes (lane_bytes), "
                         f"for={what!r}, timeout_s={timeout_s}, slots={awaited.slots}"
                     )
-                self._wait(awaited.has_come, left_s)
+                self._wait(lambda: self.refuses or awaited.has_come(), left_s)  # noqa: B023
 
     def forget_parent(self, error: AembusError) -> None:
         """Make this copy, in a forked child, refuse everything; the parent's lanes stay as is."""

@@ -105,6 +105,13 @@ def add(commands: Commands) -> None:
         help="how long stopping may take before workers are aborted (default: %(default)s)",
     )
     parser.add_argument(
+        "--handler-timeout",
+        type=_seconds,
+        metavar="S",
+        help="end a worker whose handler runs longer: SIGABRT, which dumps its stack, then SIGKILL "
+        "(default: a handler may run for ever)",
+    )
+    parser.add_argument(
         "--state-directory",
         type=Path,
         metavar="D",
@@ -147,6 +154,7 @@ def execute(arguments: argparse.Namespace) -> int:
             slots=arguments.slots,
             lane_bytes=arguments.lane_bytes,
             stop_timeout_s=arguments.stop_timeout,
+            handler_timeout_s=arguments.handler_timeout,
             state_directory=arguments.state_directory,
             log_level=arguments.log_level,
         )

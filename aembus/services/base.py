@@ -8,7 +8,7 @@ parked for that destination, in order, and `Host.congested` says when a source s
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from aembus.routing import ServiceVersion, Target
@@ -112,6 +112,17 @@ class Service:
     def on_member_gone(self, slot: int, incarnation: int) -> None:
         """A member's process is dead or has left."""
 
+    def on_request_lost(self, point: str, data: Sequence[Any], given_up: bool) -> bool:
+        """A job of this service was in hand when its member's process died.
+
+        Args:
+            point, data: of the activation.
+            given_up: it will not be delivered again, whatever this returns.
+
+        Returns True if the service has seen to it: the job is not delivered again then.
+        """
+        return False
+
     def on_room(self, sources: Iterable[int]) -> None:
         """These sources, congested before, may go on."""
 
@@ -134,6 +145,10 @@ class CallClient:
 
     def __init__(self, bus: Bus, service: ServiceVersion) -> None:
         self._bus = bus
+        self._service = service
+
+    def rejoin(self, service: ServiceVersion) -> None:
+        """See ServiceClient."""
         self._service = service
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

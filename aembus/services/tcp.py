@@ -13,15 +13,16 @@ import contextlib
 import itertools
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from aembus.codec import encode, key_hash
 from aembus.errors import ServiceError
 from aembus.services.base import Caller, Host, Service, call
 from aembus.services.framing import Answer, Framer, FramingError, load_framer
-from aembus.services.tcp_client import ENVELOPE_BYTES
+from aembus.services.tcp_client import ENVELOPE_BYTES, REDELIVER
+from aembus.services.tcp_failure import Failure, load_failure
 
 log = logging.getLogger("aembus")
 
@@ -41,15 +42,26 @@ class Options:
     connections_max: int
     on_open: str | None
     on_close: str | None
+    on_worker_death: str | bytes
 
 
 class Listener:
-    """A listening socket; it accepts once somebody is registered at its point."""
+    """A listening socket; it accepts once somebody is registered at its point.
 
-    def __init__(self, bound: socket.socket, options: Options, make: Callable[[int], Framer]):
+    failure: what to send to a peer whose request's worker died, made of the request; None: close.
+    """
+
+    def __init__(
+        self,
+        bound: socket.socket,
+        options: Options,
+        make: Callable[[int], Framer],
+        failure: Failure | None,
+    ) -> None:
         self.socket = bound
         self.options = options
         self.make_framer = make
+        self.failure = failure
         self.server: asyncio.Server | None = None
         self.starting = False
         self.connections = 0
@@ -62,7 +74,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, service: TcpService, listener: Listener) -> None:
         self.id = service.next_connection_id()
         self._service = service
-        self._listener = listener
+        self.listener = listener
         self._framer = listener.make_framer(listener.options.message_bytes_max)
         self._own_key = key_hash(self.id)
         self._failed = False
@@ -71,13 +83,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection up, or close it if there are too many."""
         assert isinstance(transport, asyncio.Transport)
-        options = self._listener.options
-        if self._listener.connections >= options.connections_max:
+        options = self.listener.options
+        if self.listener.connections >= options.connections_max:
             self._service.count("refused")
             transport.abort()
             return
         self.transport = transport
-        self._listener.connections += 1
+        self.listener.connections += 1
         self._service.opened(self)
         if options.on_open is not None:
             peer = _address(transport.get_extra_info("peername"))
@@ -87,7 +99,7 @@ class Connection(asyncio.Protocol):
         """Cut what arrived into messages and activate the point with each."""
         if self.transport is None or self._failed:
             return
-        point = self._listener.options.point
+        point = self.listener.options.point
         try:
             while frames := self._framer.feed(data):
                 for frame in frames:
@@ -138,6 +150,18 @@ class Connection(asyncio.Protocol):
             self._service.count("slow_readers")
             transport.abort()
 
+    def fail(self, failure: Failure | None, message: bytes) -> None:
+        """Answer a message that nobody else will answer; without a `failure`, close."""
+        try:
+            answer = None if failure is None else failure(message)
+        except Exception:
+            log.exception("the failure answer of connection %d cannot be made", self.id)
+            answer = None
+        if answer is not None:
+            self.send(answer)
+        elif self.transport is not None:
+            self.transport.close()
+
     def resume(self) -> None:
         """Read again."""
         if self.transport is not None and not self.transport.is_closing() and not self._failed:
@@ -148,10 +172,10 @@ class Connection(asyncio.Protocol):
         if self.transport is None:
             return
         self.transport = None
-        self._listener.connections -= 1
+        self.listener.connections -= 1
         self._service.closed(self)
-        if self._listener.options.on_close is not None:
-            self._activate(self._listener.options.on_close, encode((self.id,)), self._own_key)
+        if self.listener.options.on_close is not None:
+            self._activate(self.listener.options.on_close, encode((self.id,)), self._own_key)
 
 
 class TcpService(Service):
@@ -184,9 +208,12 @@ class TcpService(Service):
         connections_max: int,
         on_open: str | None,
         on_close: str | None,
+        on_worker_death: str | bytes,
     ) -> str:
         """See TcpClient.listen."""
-        options = Options(point, framer, message_bytes_max, connections_max, on_open, on_close)
+        options = Options(
+            point, framer, message_bytes_max, connections_max, on_open, on_close, on_worker_death
+        )
         listener = self._listeners.get(address)
         if listener is not None:
             if listener.options != options:
@@ -203,8 +230,8 @@ class TcpService(Service):
                 "such a message does not fit into a job: lower message_bytes_max, or give the "
                 f"supervisor larger lanes (lane_bytes), wanted={message_bytes_max}, max={room}"
             )
-        make = load_framer(framer)
-        listener = Listener(_bind(address), options, make)
+        make, failure = load_framer(framer), load_failure(on_worker_death)
+        listener = Listener(_bind(address), options, make, failure)
         self._listeners[address] = self._listeners[listener.address] = listener
         self.on_registry_changed()
         return listener.address
@@ -243,6 +270,21 @@ class TcpService(Service):
         )
         if self._closing:
             listener.server.close()
+
+    def on_request_lost(self, point: str, data: Sequence[Any], given_up: bool) -> bool:
+        """Answer a message whose worker died, or close its connection, as its listener wants."""
+        listeners = [s for s in set(self._listeners.values()) if s.options.point == point]
+        if not listeners or len(data) != 2:
+            return False
+        connection = self._connections.get(data[0])
+        listener = listeners[0] if connection is None else connection.listener
+        redeliver = listener.options.on_worker_death == REDELIVER
+        if redeliver and not given_up:
+            return False
+        self.count("worker_deaths")
+        if connection is not None:
+            connection.fail(None if redeliver else listener.failure, data[1])
+        return True
 
     def on_room(self, sources: Iterable[int]) -> None:
         """Let the connections read again."""

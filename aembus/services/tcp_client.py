@@ -5,11 +5,14 @@ The service owns the sockets, so a member's death closes no connection; members 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from aembus.bus import Bus
 from aembus.routing import ServiceVersion
 
+REDELIVER: Final = "redeliver"
+CLOSE: Final = "close"
 ENVELOPE_BYTES: Final = 32  # what encoding a connection and some bytes adds, at most
 
 
@@ -18,6 +21,10 @@ class TcpClient:
 
     def __init__(self, bus: Bus, service: ServiceVersion) -> None:
         self._bus = bus
+        self._service = service
+
+    def rejoin(self, service: ServiceVersion) -> None:
+        """Listeners and connections went with the last supervisor: listen again."""
         self._service = service
 
     def listen(
@@ -30,6 +37,7 @@ class TcpClient:
         connections_max: int = 10_000,
         on_open: str | None = None,
         on_close: str | None = None,
+        on_worker_death: str | bytes | Callable[[bytes], bytes] = REDELIVER,
         timeout: float = 5.0,
     ) -> str:
         """Listen on `address` and activate `point` with each message; return the bound address.
@@ -47,6 +55,14 @@ class TcpClient:
             connections_max: more are closed at once, and counted.
             on_open: a point activated with (connection, peer's address).
             on_close: a point activated with (connection,).
+            on_worker_death: what becomes of a message that a worker had in hand when it died.
+                "redeliver": the replacement gets it again; if it is given up in the end (in hand
+                at three deaths, redeliver=False, no member left), its connection is closed.
+                "close": its connection is closed at once.  Bytes: they are sent at once.  A
+                function of a module: it is called in the supervisor with the message, and what it
+                returns is sent at once.  What was answered so is not delivered again, but kept
+                with the dead letters.  While the worker is not restarted at once (degraded), what
+                waits for it is treated the same.
 
         Raises: CallFailed: the port is in use, another listener there has other options, no such
         framer.
@@ -59,6 +75,7 @@ class TcpClient:
             connections_max,
             on_open,
             on_close,
+            _death_to_send(on_worker_death),
         )
         result: str = self._bus.call_service(self._service, "listen", data, timeout)
         return result
@@ -81,3 +98,15 @@ class TcpClient:
     def close(self, connection: int) -> None:
         """Close a connection after what was sent before has gone out."""
         self._bus.tell_service(self._service, "close", (connection,))
+
+
+def _death_to_send(wanted: str | bytes | Callable[[bytes], bytes]) -> str | bytes:
+    if not callable(wanted):
+        return wanted
+    module, name = wanted.__module__, getattr(wanted, "__qualname__", "")
+    if module == "__main__" or not name.isidentifier():
+        raise ValueError(
+            "the supervisor must be able to import it: give a function of a module other than "
+            f"__main__, on_worker_death={wanted!r}"
+        )
+    return f"{module}:{name}"

@@ -58,8 +58,6 @@ class TimerClient:
 
     def __init__(self, bus: Bus, service: ServiceVersion) -> None:
         self._bus = bus
-        self._service = service
-        self._ids = itertools.count(bus.incarnation << 32 | 1)
         self._running: dict[int, _Running] = {}
         # One event stands for all timers of this process: there may be millions of those.
         self._event = Event(
@@ -72,7 +70,14 @@ class TimerClient:
             context=None,
             closer=lambda event: None,
         )
-        bus.event_struct.on_kind(layout.KIND_TIMER, self._expire)
+        self.rejoin(service)
+
+    def rejoin(self, service: ServiceVersion) -> None:
+        """Timers went with the last supervisor: start them again."""
+        self._service = service
+        self._ids = itertools.count(self._bus.incarnation << 32 | 1)
+        self._running.clear()
+        self._bus.event_struct.on_kind(layout.KIND_TIMER, self._expire)
 
     def after(
         self,

@@ -253,6 +253,10 @@ class Inbox:
             except ValueError:  # Ctrl-C came first
                 pass
 
+    def is_waited_on(self) -> bool:
+        """Say whether any thread is in `wait`."""
+        return bool(self._waiting)
+
     def _sleep(self, timeout_s: float) -> None:
         try:
             if self.announce_sleep(self._anyone_ready):

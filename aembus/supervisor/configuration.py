@@ -11,6 +11,7 @@ from aembus.errors import SupervisorError
 from aembus.shm import layout, names
 
 STOP_TIMEOUT_S_MAX: Final = 24 * 3600.0
+HANDLER_TIMEOUT_S_MIN: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +22,20 @@ class WorkerSpec:
     entry_point: ``module:function``; the function gets the bus, registers, and returns.
     count: how many processes.
     arguments: their ``sys.argv[1:]``.
+    handler_timeout_s: see Supervisor, whose value holds where this is None.
     """
 
     name: str
     entry_point: str
     count: int = 1
     arguments: tuple[str, ...] = ()
+    handler_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         names.check_bus_name(self.name)
         if self.count < 1:
             raise SupervisorError(f"a worker needs a count of at least 1, count={self.count}")
+        _check_handler_timeout(self.handler_timeout_s)
         module, colon, function = self.entry_point.partition(":")
         if not (module and colon and function):
             raise SupervisorError(
@@ -54,6 +58,7 @@ class Configuration:
     lane_bytes: int = layout.LANE_BYTES_DEFAULT
     registry_bytes: int = layout.REGISTRY_HALF_BYTES_DEFAULT
     stop_timeout_s: float = 2.0
+    handler_timeout_s: float | None = None
     state_directory: str | None = None
     path: tuple[str, ...] = ()
     log_level: str = "INFO"
@@ -68,6 +73,7 @@ class Configuration:
                 f"stop_timeout_s must be above 0 and below {STOP_TIMEOUT_S_MAX}, "
                 f"stop_timeout_s={self.stop_timeout_s}"
             )
+        _check_handler_timeout(self.handler_timeout_s)
         size = self.lane_bytes
         if not layout.LANE_BYTES_MIN <= size <= layout.LANE_BYTES_MAX or size & (size - 1):
             raise SupervisorError(
@@ -98,3 +104,11 @@ class Configuration:
         for name in ("services", "path"):
             fields[name] = tuple(fields[name])
         return cls(**fields)
+
+
+def _check_handler_timeout(timeout_s: float | None) -> None:
+    if timeout_s is not None and not timeout_s >= HANDLER_TIMEOUT_S_MIN:
+        raise SupervisorError(
+            f"handler_timeout_s must be at least {HANDLER_TIMEOUT_S_MIN}, or None for no limit, "
+            f"handler_timeout_s={timeout_s}"
+        )

@@ -14,6 +14,7 @@ import functools
 import logging
 import os
 import secrets
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -121,6 +122,20 @@ class Connection:
         self.release()
         self.alive = False
         self._server.on_process_gone(self)
+
+    def check_alive(self) -> bool:
+        """Say whether the process lives; if it does not, everybody has been told of it now."""
+        if self.pidfd >= 0:
+            ended = select.poll()
+            ended.register(self.pidfd, select.POLLIN)
+            if ended.poll(0):
+                self._on_process_gone()
+        return self.alive
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the connection has ended."""
+        return self._transport is None
 
     def release(self) -> None:
         """Stop watching the process.  Idempotent."""

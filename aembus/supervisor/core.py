@@ -43,8 +43,11 @@ from aembus.supervisor.members import (
 )
 from aembus.supervisor.operations import Operations
 from aembus.supervisor.ownership import BusLock, sweep
+from aembus.supervisor.places import Places
 from aembus.supervisor.publication import Publication
+from aembus.supervisor.requests import Requests
 from aembus.supervisor.restarts import GiveUp, Restart
+from aembus.supervisor.watchdog import Watchdog
 from aembus.supervisor.workers import Worker, Workers
 
 log = logging.getLogger("aembus")
@@ -143,6 +146,11 @@ class SupervisorProcess:
             )
             hosting = Hosting(inbox, sender, self._departures.keep_parked)
             self._hosting = self._departures.hosting = hosting
+            self._requests = Requests(self._members, self._inboxes, self._departures, hosting)
+            self._departures.on_given_up = self._requests.on_given_up
+            self._places = Places(
+                self._members, self._publication, self._departures, self._requests
+            )
             try:
                 return await self._serve(hosting, bell.descriptor)
             finally:
@@ -165,6 +173,8 @@ class SupervisorProcess:
             self._inboxes,
             self._publication,
             self._departures,
+            self._places,
+            self._requests,
             self._workers,
             self._on_worker_ready,
             self._statistics,
@@ -176,6 +186,9 @@ class SupervisorProcess:
         self._listen_to_signals()
         clock = asyncio.ensure_future(self._watch_clock())
         parent = asyncio.ensure_future(self._watch_parent())
+        watchdog = asyncio.ensure_future(
+            Watchdog(self._members, self._inboxes, self._workers).run()
+        )
         started = False
         try:
             for spec in self._configuration.services:
@@ -198,6 +211,7 @@ class SupervisorProcess:
         finally:
             clock.cancel()
             parent.cancel()
+            watchdog.cancel()
             summary = await self._take_down(hosting, started)
         if self._failure is not None:
             raise self._failure
@@ -247,6 +261,7 @@ class SupervisorProcess:
         assert self._hosting is not None
         self._hosting.on_member_gone(member.slot, member.incarnation)
         degraded = isinstance(decision, Restart) and decision.degraded
+        self._requests.on_death(member, queued=degraded)
         member.state = STATE_DEGRADED if degraded else STATE_STARTING
         self._publication.check_passed()
         if self._stop_event.is_set():
@@ -290,7 +305,7 @@ class SupervisorProcess:
             return  # a worker's death comes by its own pidfd
         connection.member = None
         self._inboxes.ring_all()
-        self._departures.retire(member)
+        self._places.vacate(member)
         self._publication.check_passed()
 
     def _statistics(self) -> dict[str, Any]:
@@ -353,6 +368,7 @@ class SupervisorProcess:
         self._stop_event.set()
         timeout_s = self._configuration.stop_timeout_s
         self._workers.stop_restarting()
+        self._places.close()
         hosting.close_intakes()
         await self._drain(hosting, timeout_s / 2)
         for member in self._members:

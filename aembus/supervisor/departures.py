@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from aembus.routing import Target
@@ -48,7 +49,8 @@ class Departures:
         self._sender = sender
         self._dead_letters = dead_letters
         self.hosting: Hosting | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.on_given_up: Callable[[tuple[int, ...], bytes], None] = lambda header, payload: None
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # by inbox
 
     def retire(self, member: Member) -> None:
         """Begin the steps; they go on by themselves.  Idempotent."""
@@ -56,21 +58,24 @@ class Departures:
             return
         member.state = STATE_LEAVING
         member.connection = None
-        task = asyncio.ensure_future(self._retire(member))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        inbox_id = member.inbox_id
+        self._tasks[inbox_id] = task = asyncio.ensure_future(self._retire(member))
+        task.add_done_callback(lambda task: self._tasks.pop(inbox_id, None))
 
     async def gone(self, member: Member, timeout_s: float) -> None:
         """Begin the steps and wait for their end, for a bounded time."""
-        before = set(self._tasks)
         self.retire(member)
-        begun = self._tasks - before
-        if begun:
-            await asyncio.wait(begun, timeout=timeout_s)
+        task = self._tasks.get(member.inbox_id)
+        if task is not None:
+            await asyncio.wait([task], timeout=timeout_s)
 
-    async def _retire(self, member: Member) -> None:
+    def forget_process(self, member: Member) -> None:
+        """Tell every service that the member's process is gone."""
         assert self.hosting is not None
         self.hosting.on_member_gone(member.slot, member.incarnation)
+
+    async def _retire(self, member: Member) -> None:
+        self.forget_process(member)
         generation = await self._publication.publish()
         await self._publication.passed(generation)
         self._inboxes.empty(
@@ -111,6 +116,7 @@ class Departures:
 
     def _keep(self, member: Member, lane_class: int, record: Record, reason: str) -> bool:
         self.keep(member, lane_class, record.header, record.payload, reason, "")
+        self.on_given_up(record.header, record.payload)
         return False
 
     def keep(
@@ -161,6 +167,6 @@ class Departures:
     async def settle(self, timeout_s: float) -> None:
         """Wait for departures that are under way, for a bounded time."""
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
-        for task in self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=timeout_s)
+        for task in list(self._tasks.values()):
             task.cancel()

@@ -361,6 +361,18 @@ class Hosting:
         for service in self._services.values():
             service.on_member_gone(slot, incarnation)
 
+    def on_request_lost(self, point: str, payload: bytes, given_up: bool) -> bool:
+        """Ask the services whether one of them sees to a job that it has sent; see Service."""
+        try:
+            data = decode(payload)
+            return any(
+                service.on_request_lost(point, data, given_up)
+                for service in self._services.values()
+            )
+        except Exception:  # a service's fault must not hold up what is done about a death
+            log.exception("a service failed at a lost request, point=%r", point)
+            return False
+
     def close_intakes(self) -> None:
         """Tell every service to take in nothing new."""
         for service in self._services.values():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from aembus.shm import layout
 from aembus.shm.doorbell import Ringer, create_bell, fence, unlink_bell
+from aembus.shm.in_hand import InHand, records_in_hand
 from aembus.shm.inbox import create_inbox, inbox_role
 from aembus.shm.lane import CorruptLane, LaneCounts
 from aembus.shm.lanes import LaneConsumer, Record
@@ -136,6 +137,17 @@ class Inboxes:
         """Return one of the owner's words, by its offset in the layout."""
         return int(self._inboxes[inbox_id].segment.words[offset // 8])
 
+    def in_hand(self, inbox_id: int) -> list[InHand]:
+        """Return what an inbox's owner has started and not finished, without disturbing it."""
+        segment = self._inboxes[inbox_id].segment
+        found = []
+        for lane_class, producer, _ in self._counts(inbox_id):
+            lane = layout.lane_index(self._slots, lane_class, producer)
+            found += records_in_hand(
+                segment.memory, segment.words, self._slots, self._lane_bytes, lane
+            )
+        return found
+
     def _counts(self, inbox_id: int) -> list[tuple[int, int, LaneCounts]]:
         segment = self._inboxes[inbox_id].segment
         doors = bytes(
@@ -150,6 +162,34 @@ class Inboxes:
             lane = doors.find(layout.DOOR_OPEN, lane + 1)
         return found
 
+    def withdraw(self, inbox_id: int, producer: int, choose: Callable[[Record], bool]) -> None:
+        """Take single jobs out of one producer's lane, whose reader is dead; the rest stays.
+
+        Args:
+            choose: called with each job; True if it became a dead letter.
+        """
+        for lane_class, slot, _ in self._counts(inbox_id):
+            if slot != producer or lane_class == layout.CLASS_REPLY:
+                continue
+            lane = self._consumer(inbox_id, lane_class, producer)
+            try:
+                while (record := lane.take()) is not None:
+                    if record.kind == layout.KIND_JOB and choose(record):
+                        lane.dead(record)
+            except CorruptLane as error:
+                log.error("corrupt lane from slot %d, left to its next reader: %s", slot, error)
+            finally:
+                lane.close()
+
+    def _consumer(self, inbox_id: int, lane_class: int, producer: int) -> LaneConsumer:
+        index = layout.lane_index(self._slots, lane_class, producer)
+        return LaneConsumer(
+            self._inboxes[inbox_id].segment.memory,
+            layout.lane_control_offset(self._slots, index),
+            layout.ring_offset(self._slots, self._lane_bytes, index),
+            self._lane_bytes,
+        )
+
     # --- emptying -------------------------------------------------------------------------------
 
     def empty(self, inbox_id: int, dispose: Callable[[int, int, Record], bool]) -> None:
@@ -159,15 +199,8 @@ class Inboxes:
             dispose: called with lane class, producer's slot and record; True if the record was
                 forwarded to another member, False if it became a dead letter.
         """
-        segment = self._inboxes[inbox_id].segment
         for lane_class, producer, _ in self._counts(inbox_id):
-            index = layout.lane_index(self._slots, lane_class, producer)
-            lane = LaneConsumer(
-                segment.memory,
-                layout.lane_control_offset(self._slots, index),
-                layout.ring_offset(self._slots, self._lane_bytes, index),
-                self._lane_bytes,
-            )
+            lane = self._consumer(inbox_id, lane_class, producer)
             try:
                 self._empty_lane(lane, lane_class, producer, dispose)
             finally:

@@ -1,7 +1,8 @@
 """The members of a bus, as the supervisor knows them.  No I/O.
 
-A member is kept from its join until its inbox is free again.  A member with a name (a worker)
-keeps slot, inbox and event ids while its process is replaced; only pid and incarnation change.
+A member is kept from its join until its inbox is free again.  A member with a name (a worker, a
+client that gave one) keeps slot, inbox and event ids while its process is replaced; only pid and
+incarnation change.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ KIND_WORKER: Final = "worker"
 KIND_CLIENT: Final = "client"
 
 STATE_STARTING: Final = "starting"  # its process is coming up, or about to
+STATE_AWAITED: Final = "awaited"  # its process is gone; its place is kept for the next of its name
 STATE_LEAVING: Final = "leaving"  # no longer in the registry; its inbox is being emptied
 
 
@@ -39,6 +41,7 @@ class Member:
 
     acknowledged: the newest generation that its process has passed.
     pending: ids given out, not published yet.
+    keep_s: for a client with a name: how long its place is kept while it has no process.
     """
 
     slot: int
@@ -55,6 +58,7 @@ class Member:
     events: dict[int, Registration] = field(default_factory=dict)
     pending: dict[int, Registration] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
+    keep_s: float = 0.0
     sent_before: int = 0  # what the slot's lanes had carried before this member got it
 
     @property
@@ -88,6 +92,10 @@ class Members:
     def get(self, slot: int) -> Member | None:
         """Return the member in `slot`, or None."""
         return self._by_slot.get(slot)
+
+    def named(self, name: str) -> Member | None:
+        """Return the member of this name, or None."""
+        return next((m for m in self._by_slot.values() if m.name == name), None)
 
     def add(self, kind: str, name: str, pid: int, state: str) -> Member:
         """Give a new member the lowest free slot and an inbox number of its own.

@@ -18,10 +18,13 @@ from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.members import (
     KIND_CLIENT,
     KIND_WORKER,
+    STATE_STARTING,
     Member,
     Members,
 )
+from aembus.supervisor.places import Places
 from aembus.supervisor.publication import Publication
+from aembus.supervisor.requests import Requests, deaths
 from aembus.supervisor.workers import Workers
 
 log = logging.getLogger("aembus")
@@ -45,6 +48,8 @@ class Operations:
         inboxes: Inboxes,
         publication: Publication,
         departures: Departures,
+        places: Places,
+        requests: Requests,
         workers: Workers,
         on_ready: Callable[[Member], None],
         statistics: Callable[[], dict[str, Any]],
@@ -55,6 +60,8 @@ class Operations:
         self._inboxes = inboxes
         self._publication = publication
         self._departures = departures
+        self._places = places
+        self._requests = requests
         self._workers = workers
         self._on_ready = on_ready
         self._statistics = statistics
@@ -84,7 +91,7 @@ class Operations:
         if request["kind"] == KIND_WORKER:
             member = self._join_worker(connection, request["name"])
         else:
-            member = self._join_client(connection)
+            member = await self._join_client(connection, request)
         connection.member = member
         member.connection = connection
         # An activation of the new member cannot be older than this generation.
@@ -108,8 +115,19 @@ class Operations:
         self._members.replace_process(member, connection.pid)
         return member
 
-    def _join_client(self, connection: Connection) -> Member:
-        member = self._members.add(KIND_CLIENT, "", connection.pid, STATE_RUNNING)
+    async def _join_client(self, connection: Connection, request: dict[str, Any]) -> Member:
+        name, keep_s = request["name"], request["keep_s"]
+        if name:
+            found = await self._places.claim(connection, name, keep_s)
+            if found is not None:
+                found.keep_s = keep_s
+                return found
+            if not connection.alive:
+                raise ControlError(f"the process is gone, pid={connection.pid}")
+        # With a name its registrations are published together, as a worker's: see `ready`.
+        state = STATE_STARTING if name else STATE_RUNNING
+        member = self._members.add(KIND_CLIENT, name, connection.pid, state)
+        member.keep_s = keep_s if name else 0.0
         try:
             self._inboxes.create(member.inbox_id)
         except BaseException:
@@ -128,11 +146,12 @@ class Operations:
         return {"generation": await self._publication.publish()}
 
     async def ready(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
-        """Publish a worker's registrations, all together: its entry point has returned."""
+        """Publish a member's registrations, all together: a worker's entry point has returned."""
         member = _member(connection)
         self._members.publish_all(member)
         generation = await self._publication.publish()
-        self._on_ready(member)
+        if member.kind == KIND_WORKER:
+            self._on_ready(member)
         return {"generation": generation}
 
     async def unregister(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +165,9 @@ class Operations:
         connection.member = None
         if member.kind == KIND_CLIENT:
             connection.release()
+            if request["keep"] and member.keep_s:
+                self._places.vacate(member)
+                return {}
             # Answered when the slot is free: who comes and goes often waits for himself.
             await self._departures.gone(member, LEAVE_S_MAX)
         else:
@@ -181,6 +203,8 @@ class Operations:
             )
         except OSError as error:
             raise ControlError(f"dead letter cannot be kept: {error}") from error
+        if deaths(header):
+            self._requests.on_given_up(header, payload)
         return {"forwarded": False}
 
     async def not_started(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,9 @@ class Supervisor:
             half of it.
         registry_bytes: how long the registry's document may get.
         stop_timeout_s: how long stopping may take before workers are aborted.
+        handler_timeout_s: for how long a handler may run.  A worker whose handler runs longer gets
+            SIGABRT, for which it dumps its stack to standard error, and 2 seconds later SIGKILL;
+            it is replaced, and the job counts a death.  None: for ever.
         state_directory: where dead letters are kept; default $XDG_STATE_HOME/aembus/<bus>.
         log_level: of the supervisor's child and of the workers.
 
@@ -56,6 +59,7 @@ class Supervisor:
         lane_bytes: int = layout.LANE_BYTES_DEFAULT,
         registry_bytes: int = layout.REGISTRY_HALF_BYTES_DEFAULT,
         stop_timeout_s: float = 2.0,
+        handler_timeout_s: float | None = None,
         state_directory: str | Path | None = None,
         log_level: str = "WARNING",
     ) -> None:
@@ -67,6 +71,7 @@ class Supervisor:
             lane_bytes=lane_bytes,
             registry_bytes=registry_bytes,
             stop_timeout_s=stop_timeout_s,
+            handler_timeout_s=handler_timeout_s,
             state_directory=None if state_directory is None else str(state_directory),
             path=tuple(p or str(Path.cwd()) for p in sys.path),
             log_level=log_level,

@@ -28,11 +28,13 @@ log = logging.getLogger("aembus")
 class Worker:
     """One worker and the process that is it now.
 
+    handler_timeout_s: how long a handler may run; None: for ever.
     not_started: what it said when it could not start.
     """
 
     name: str
     spec: WorkerSpec
+    handler_timeout_s: float | None = None
     process: subprocess.Popen[bytes] | None = None
     pidfd: int = -1
     history: RestartHistory = field(default_factory=RestartHistory)
@@ -63,7 +65,7 @@ class Workers:
         self._on_death = on_death
         self._on_restart = on_restart
         self._workers = {
-            name: Worker(name, spec)
+            name: Worker(name, spec, spec.handler_timeout_s or configuration.handler_timeout_s)
             for spec in configuration.workers
             for name in spec.worker_names()
         }
@@ -164,9 +166,14 @@ class Workers:
             await asyncio.sleep(0.005)
         return True
 
+    def send_signal(self, worker: Worker, number: signal.Signals) -> None:
+        """Send a signal to a worker's process, if it is still there."""
+        if worker.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker.pidfd, number)
+
     def signal_all(self, number: signal.Signals) -> None:
         """Send a signal to every worker that still has a process."""
         for worker in self.running():
             log.warning("worker %s does not stop: %s", worker.name, number.name)
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(worker.pidfd, number)
+            self.send_signal(worker, number)

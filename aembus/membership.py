@@ -1,0 +1,146 @@
+"""A membership: what one join gives a process, for as long as that supervisor lives.
+
+A bus object has one membership at a time; with reconnect=True it gets another one from the next
+supervisor.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from aembus.calls import Calls
+from aembus.control import ControlClient
+from aembus.errors import AembusError, BusBroken
+from aembus.events import EventStruct
+from aembus.sender import Sender
+from aembus.shm import layout, names, registry
+from aembus.shm.inbox import Inbox, inbox_role
+from aembus.shm.lanes import Record
+from aembus.shm.registry import RegistryReader
+
+log = logging.getLogger("aembus")
+
+UNUSED_S_MAX: Final = 1.0
+
+
+class Membership:
+    """A slot and an inbox on one supervisor's bus, and the parts that work there.
+
+    Args:
+        bus: the bus's name.
+        wanted: what to ask for when joining: kind, name, keep_s.
+        on_stop: called in the watcher thread when the supervisor asks this process to stop.
+        on_broken: called there, with the membership, when the supervisor is gone.
+
+    broken: the supervisor is gone; `on_broken` was called, or is about to be.
+
+    Raises: BusNotFound, PermissionRefused, VersionMismatch, OutOfSharedMemory, SlotsExhausted,
+    NameInUse; nothing is left then.
+    """
+
+    def __init__(
+        self,
+        bus: str,
+        wanted: dict[str, Any],
+        on_stop: Callable[[], None],
+        on_broken: Callable[[Membership], None],
+    ) -> None:
+        self._bus = bus
+        self._on_stop = on_stop
+        self.broken = False
+        self._sender: Sender | None = None
+        self.control = ControlClient(bus, self._handle_push, functools.partial(on_broken, self))
+        try:
+            self._join(wanted)
+        except BaseException:
+            self.control.close()
+            raise
+
+    def _join(self, wanted: dict[str, Any]) -> None:
+        me = self.control.request("join", **wanted)
+        bus, nonce, inbox_id = self._bus, me["nonce"], me["inbox_id"]
+        self.name: str = me["name"]
+        self.slot: int = me["slot"]
+        self.incarnation: int = me["incarnation"]
+        self.reader = RegistryReader.open(names.shared_name(bus, nonce, registry.ROLE))
+        try:
+            name = names.shared_name(bus, nonce, inbox_role(inbox_id))
+            self.inbox = Inbox.open(bus, nonce, inbox_id, layout.BELL_SEMAPHORE, name)
+        except BaseException:
+            self.reader.close()
+            raise
+        try:
+            self.sender = self._sender = Sender(
+                bus, nonce, self.slot, self.incarnation, self.reader, self.inbox.wait
+            )
+            self.calls = Calls(self.sender, self.inbox, self.incarnation)
+            self.event_struct = EventStruct(
+                self.slot, self.inbox, self._undeliverable, self.sender.ring
+            )
+            # Until this process has timers of its own, expiries are those of a predecessor's.
+            self.event_struct.on_kind(layout.KIND_TIMER, lambda record: None)
+        except BaseException:
+            self.inbox.close()
+            self.reader.close()
+            raise
+
+    def _handle_push(self, frame: dict[str, Any]) -> None:
+        push = frame["push"]
+        if push == "generation":
+            if self._sender is not None:
+                self._sender.pass_generation()
+            self.control.tell("acknowledge", generation=frame["generation"])
+        elif push == "stop":
+            self._on_stop()
+
+    def _undeliverable(
+        self, record: Record, reason: str, *, try_group: bool, detail: str = ""
+    ) -> bool:
+        answer = self.control.request(
+            "undeliverable",
+            lane_class=self.inbox.lane_class(record.lane),
+            header=list(record.header),
+            payload=record.payload,
+            reason=reason,
+            detail=detail,
+            try_group=try_group,
+        )
+        return bool(answer["forwarded"])
+
+    def counter(self, name: str) -> int:
+        """Return the index of the member's counter of this name.  Raises ControlError."""
+        index: int = self.control.request("counter", name=name)["index"]
+        return index
+
+    def refuse(self) -> None:
+        """Make every activation raise BusBroken: the supervisor is gone."""
+        if self._sender is not None:
+            self._sender.refuse(BusBroken(f"the supervisor is gone, bus={self._bus!r}"))
+
+    def leave(self, keep: bool) -> None:
+        """Tell the supervisor; with `keep` a member with a name leaves its place as it is."""
+        if self.broken:
+            return
+        try:
+            self.control.request("leave", keep=keep)
+        except AembusError as error:
+            log.warning("left without a word: %s", error)
+
+    def close_when_unused(self) -> None:
+        """Close once no thread waits here any more: each is told, and leaves by itself."""
+        until = time.monotonic() + UNUSED_S_MAX
+        self.inbox.wake()
+        while self.inbox.is_waited_on() and time.monotonic() < until:
+            time.sleep(UNUSED_S_MAX / 100)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything in this process; the supervisor has been told, or is gone."""
+        self.sender.close()
+        self.control.close()
+        self.inbox.close()
+        self.reader.close()

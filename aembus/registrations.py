@@ -1,0 +1,98 @@
+"""What a member has registered, and when others come to know of it.
+
+A member without a name publishes each registration at once.  One with a name (a worker, too)
+publishes the first ones all together, when it begins to run: what waits in its inbox for an event
+of its predecessor must not be taken before that event is registered again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from aembus.errors import RegistrationError
+from aembus.events import Event
+from aembus.membership import Membership
+
+
+class Registrations:
+    """The registrations of one bus object.
+
+    Args:
+        membership: returns what the bus object has now.
+        together: keep the first ones until `publish`.
+    """
+
+    def __init__(self, membership: Callable[[], Membership], together: bool) -> None:
+        self._membership = membership
+        self._op = "ready" if together else "publish"
+        self._pending: list[Event] | None = [] if together else None
+        self._published: list[Event] = []
+        self._lock = threading.RLock()
+
+    @property
+    def events(self) -> list[Event]:
+        """Every event, published or not."""
+        return [*self._published, *(self._pending or ())]
+
+    def add(self, event: Event) -> None:
+        """Register an event.  Raises RegistrationError for a duplicate, BusBroken."""
+        with self._lock:
+            self._check_duplicate(event)
+            if self._pending is not None:
+                self._pending.append(event)
+            else:
+                self._publish([event], "publish")
+                self._published.append(event)
+
+    def _check_duplicate(self, event: Event) -> None:
+        for other in self.events:
+            if (event.point, event.name, event.group) == (other.point, other.name, other.group):
+                raise RegistrationError(
+                    "this member has such an event already; give another name=..., "
+                    f"point={event.point!r}, name={event.name!r}, group={event.group!r}"
+                )
+
+    def publish(self) -> None:
+        """Publish what was kept until now; from now on each is published at once.  Idempotent."""
+        if self._pending is None:
+            return
+        with self._lock:
+            if self._pending is not None:
+                self._publish(self._pending, self._op)
+                self._published, self._pending = self._pending, None
+
+    def _publish(self, events: list[Event], op: str) -> None:
+        # Ids first, publication second: a job must not arrive before its event is known here.
+        membership = self._membership()
+        wanted = [[event.point, event.name, event.group] for event in events]
+        ids = membership.control.request("register", events=wanted)["ids"]
+        for event, event_id in zip(events, ids, strict=True):
+            event.id = event_id
+            membership.event_struct.add(event)
+        membership.control.request(op)
+        membership.sender.refresh()
+
+    def repeat(self) -> None:
+        """Publish again, in a new membership, what was published in the last one."""
+        with self._lock:
+            if self._pending is not None:
+                return
+            events = self._published
+            if self._op != "ready":  # some may have been registered since, and published at once
+                there = self._membership().event_struct.events
+                events = [event for event in events if event not in there]
+            if events or self._op == "ready":
+                self._publish(events, self._op)
+
+    def close(self, event: Event) -> None:
+        """Take an event off its wait queue."""
+        with self._lock:
+            if self._pending is not None and event in self._pending:
+                self._pending.remove(event)
+                return
+            membership = self._membership()
+            membership.control.request("unregister", ids=[event.id])
+            membership.event_struct.remove(event)
+            if event in self._published:
+                self._published.remove(event)

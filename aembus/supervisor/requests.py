@@ -1,0 +1,74 @@
+"""Requests that a dead process leaves behind, and the services that see to them.
+
+A request is a job that a service has sent: bytes of a connection, whose peer waits for an answer.
+Usually it is delivered again.  A service may rather answer it by itself, at once; and it is told
+when a request is given up, so that no peer is left waiting for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from aembus.shm import layout
+from aembus.shm.lanes import Record
+from aembus.supervisor.departures import Departures
+from aembus.supervisor.hosting import Hosting
+from aembus.supervisor.inboxes import Inboxes
+from aembus.supervisor.members import Member, Members
+
+log = logging.getLogger("aembus")
+
+SERVICES_SLOT: Final = 0  # whose jobs are the services': the supervisor's
+ANSWERED: Final = "its member died and its service has seen to it"
+
+
+class Requests:
+    """The services' jobs in inboxes whose owner died.
+
+    Args: the supervisor's parts.
+    """
+
+    def __init__(
+        self, members: Members, inboxes: Inboxes, departures: Departures, hosting: Hosting
+    ) -> None:
+        self._members = members
+        self._inboxes = inboxes
+        self._departures = departures
+        self._hosting = hosting
+
+    def on_death(self, member: Member, *, queued: bool) -> None:
+        """Let the services see to what a dead process had in hand.
+
+        Args:
+            member: whose process is dead; no other one has taken its place yet.
+            queued: to what waits for it, too: nobody will take that up soon.
+        """
+
+        def choose(record: Record) -> bool:
+            started = record.header[4] & layout.STATE_MASK == layout.STATE_STARTED
+            return (started or queued) and self._see_to(member, record)
+
+        self._inboxes.withdraw(member.inbox_id, SERVICES_SLOT, choose)
+
+    def _see_to(self, member: Member, record: Record) -> bool:
+        event = self._members.registration(record.event_id)
+        if event is None or not self._hosting.on_request_lost(event.point, record.payload, False):
+            return False
+        lane_class = layout.CLASS_NORMAL
+        try:
+            self._departures.keep(member, lane_class, record.header, record.payload, ANSWERED, "")
+        except OSError as error:
+            log.error("dead letter cannot be kept, member=%s: %s", member.name, error)
+        return True
+
+    def on_given_up(self, header: list[int] | tuple[int, ...], payload: bytes) -> None:
+        """Tell the services of a job that is not delivered again, if it is one of theirs."""
+        event = self._members.registration(header[11])
+        if header[3] == SERVICES_SLOT and event is not None:
+            self._hosting.on_request_lost(event.point, payload, True)
+
+
+def deaths(header: list[int] | tuple[int, ...] | Any) -> int:
+    """Return how many processes had a job in hand and died."""
+    return int(header[4]) >> layout.STATE_ATTEMPT_SHIFT
