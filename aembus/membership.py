@@ -17,7 +17,7 @@ from aembus.control import ControlClient
 from aembus.errors import AembusError, BusBroken
 from aembus.events import EventStruct
 from aembus.sender import Sender
-from aembus.shm import layout, names, registry
+from aembus.shm import lanes, layout, names, registry
 from aembus.shm.inbox import Inbox, inbox_role
 from aembus.shm.lanes import Record
 from aembus.shm.registry import RegistryReader
@@ -49,6 +49,7 @@ class Membership:
         on_stop: Callable[[], None],
         on_broken: Callable[[Membership], None],
     ) -> None:
+        lanes.check()
         self._bus = bus
         self._on_stop = on_stop
         self.broken = False

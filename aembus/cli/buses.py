@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from aembus.cli.usage import WrongUsage
-from aembus.errors import BusNotFound
+from aembus.errors import BusNotFound, PermissionRefused
 from aembus.shm import names
 
 RUNNING: Final = "running"
@@ -36,10 +35,10 @@ def find(bus: str) -> FoundBus:
     """Return what is known of one bus."""
     from aembus.supervisor.ownership import lock_holder
 
-    path = names.lock_path(bus)
-    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+    try:
+        holder = lock_holder(bus)
+    except PermissionRefused:
         return FoundBus(bus, FOREIGN, 0)
-    holder = lock_holder(bus)
     if holder is None:
         return FoundBus(bus, DEAD, 0)
     return FoundBus(bus, RUNNING, holder)

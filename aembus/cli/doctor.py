@@ -17,6 +17,7 @@ from typing import Final
 from aembus.cli import buses
 from aembus.cli.text import size, table
 from aembus.cli.usage import Commands, add_command, add_json, version
+from aembus.errors import OpenError
 from aembus.shm import layout, names
 
 OK: Final = "ok"
@@ -106,11 +107,14 @@ def _memory_model(machine: str) -> Finding:
 
 
 def _aembus() -> Finding:
-    from aembus.shm.lanes import IMPLEMENTATION
+    from aembus.shm import lanes
 
-    return Finding(
-        OK, "aembus", f"{version()}, layout {layout.LAYOUT_VERSION}, lanes in {IMPLEMENTATION}"
-    )
+    text = f"{version()}, layout {layout.LAYOUT_VERSION}"
+    try:
+        lanes.check()
+    except OpenError as error:
+        return Finding(FAIL, "aembus", f"{text}: {error}")
+    return Finding(OK, "aembus", f"{text}, lanes in {lanes.IMPLEMENTATION}")
 
 
 def _dependency(name: str) -> Finding:

@@ -11,6 +11,7 @@ from aembus.cli import buses
 from aembus.cli.text import count, duration, named_counts, table
 from aembus.cli.usage import Commands, add_command, add_json, bus_name
 from aembus.errors import BusBroken, BusNotFound, ControlError
+from aembus.routing import STATE_DEGRADED
 
 STARTING: Final = "starting or stopping"
 DEAD_TEXT: Final = "dead, run: aembus clean"
@@ -86,6 +87,7 @@ def _entry(bus: buses.FoundBus) -> dict[str, Any]:
         "state": bus.state,
         "supervisor_pid": bus.pid or None,
         "members": {},
+        "degraded": 0,
         "uptime_s": None,
     }
     if bus.state == buses.RUNNING:
@@ -95,6 +97,7 @@ def _entry(bus: buses.FoundBus) -> dict[str, Any]:
             entry["state"] = STARTING
         else:
             entry["members"] = Counter(member["kind"] for member in found["members"])
+            entry["degraded"] = sum(m["state"] == STATE_DEGRADED for m in found["members"])
             entry["uptime_s"] = found["supervisor"]["uptime_s"]
     return entry
 
@@ -110,8 +113,15 @@ def _row(entry: dict[str, Any]) -> list[str]:
         str(entry["supervisor_pid"] or "-"),
         members or "-",
         "-" if uptime_s is None else duration(uptime_s),
-        DEAD_TEXT if entry["state"] == buses.DEAD else entry["state"],
+        _state_text(entry),
     ]
+
+
+def _state_text(entry: dict[str, Any]) -> str:
+    if entry["state"] == buses.DEAD:
+        return DEAD_TEXT
+    degraded = f", {entry['degraded']} degraded" if entry["degraded"] else ""
+    return f"{entry['state']}{degraded}"
 
 
 def show_statistics(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,16 @@ from aembus.shm import lane as _python
 VARIABLE: Final = "AEMBUS_LANE"
 
 
+def check() -> None:
+    """Raise OpenError if the environment asks for a lane that is not there.
+
+    Not raised by the import itself: who asks for what is not there is to get a line from whatever
+    he has started, and no traceback.  Until then the lane in plain Python stands in.
+    """
+    if _refusal is not None:
+        raise OpenError(str(_refusal))
+
+
 def _choose() -> Any:
     wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", "c", "python"):
@@ -32,15 +42,20 @@ def _choose() -> Any:
     return _lane
 
 
+_refusal: OpenError | None = None
+
 if TYPE_CHECKING:
     from aembus.shm._lane import Publisher
     from aembus.shm.lane import IMPLEMENTATION, LaneConsumer, LaneProducer, Record
 else:
-    _chosen = _choose()
+    try:
+        _chosen = _choose()
+    except OpenError as error:
+        _refusal, _chosen = error, _python
     IMPLEMENTATION = _chosen.IMPLEMENTATION
     LaneConsumer = _chosen.LaneConsumer
     LaneProducer = _chosen.LaneProducer
     Record = _chosen.Record
     Publisher = getattr(_chosen, "Publisher", None)
 
-__all__ = ["IMPLEMENTATION", "LaneConsumer", "LaneProducer", "Publisher", "Record"]
+__all__ = ["IMPLEMENTATION", "LaneConsumer", "LaneProducer", "Publisher", "Record", "check"]

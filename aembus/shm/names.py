@@ -22,11 +22,11 @@ _BUS_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{BUS_NAME_MAX}}}\Z")
 _SEMAPHORE_PREFIX = "sem."  # what glibc puts before a semaphore's name
 
 
-def check_bus_name(bus: str) -> str:
-    """Return `bus` if it can name a bus, else raise OpenError."""
+def check_bus_name(bus: str, what: str = "bus") -> str:
+    """Return `bus` if it can name a bus (a worker, a member: `what`), else raise OpenError."""
     if not _BUS_NAME.match(bus):
         raise OpenError(
-            f"a bus name has 1 to {BUS_NAME_MAX} letters, digits, '-' or '_', name={bus!r}"
+            f"a {what} name has 1 to {BUS_NAME_MAX} letters, digits, '-' or '_', name={bus!r}"
         )
     return bus
 

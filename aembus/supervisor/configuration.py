@@ -32,7 +32,7 @@ class WorkerSpec:
     handler_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        names.check_bus_name(self.name)
+        names.check_bus_name(self.name, "worker")
         if self.count < 1:
             raise SupervisorError(f"a worker needs a count of at least 1, count={self.count}")
         _check_handler_timeout(self.handler_timeout_s)

@@ -21,7 +21,7 @@ from typing import Any, Final
 from aembus.errors import SupervisorError
 from aembus.routing import STATE_DEGRADED, STATE_RUNNING
 from aembus.sender import Sender
-from aembus.shm import layout, names, registry
+from aembus.shm import lanes, layout, names, registry
 from aembus.shm.doorbell import PipeBell, open_bell
 from aembus.shm.inbox import Inbox
 from aembus.shm.registry import RegistryReader, RegistryWriter
@@ -104,6 +104,7 @@ class SupervisorProcess:
         Raises: BusAlreadyRunning, OutOfSharedMemory, ServiceLoadError, SupervisorError when a
         worker never came up.  Nothing of the bus is left in either case.
         """
+        lanes.check()
         lock = BusLock(self._bus)
         try:
             removed = sweep(self._bus)

@@ -72,11 +72,19 @@ class BusLock:
 
 
 def lock_holder(bus: str) -> int | None:
-    """Return the PID of the supervisor that holds this bus's lock, None if nobody does."""
+    """Return the PID of the supervisor that holds this bus's lock, None if nobody does.
+
+    Raises PermissionRefused for another user's bus: nobody else may know.
+    """
+    path = names.lock_path(bus)
     try:
-        descriptor = os.open(names.lock_path(bus), os.O_RDWR | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError):
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise PermissionRefused(
+            f"the bus belongs to another user, bus={bus!r}, lock={path}"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

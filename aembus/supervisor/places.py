@@ -61,7 +61,7 @@ class Places:
 
         Raises: OpenError for a name or time that will not do, NameInUse.
         """
-        names.check_bus_name(name)
+        names.check_bus_name(name, "member")
         if _MADE_UP.fullmatch(name):
             raise OpenError(f"such names are given to members without one, name={name!r}")
         if not 0 <= keep_s <= KEEP_S_MAX:
