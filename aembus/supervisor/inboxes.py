@@ -171,15 +171,14 @@ class Inboxes:
         for lane_class, slot, _ in self._counts(inbox_id):
             if slot != producer or lane_class == layout.CLASS_REPLY:
                 continue
-            lane = self._consumer(inbox_id, lane_class, producer)
             try:
-                while (record := lane.take()) is not None:
-                    if record.kind == layout.KIND_JOB and choose(record):
-                        lane.dead(record)
+                lane = self._consumer(inbox_id, lane_class, producer)
+                with contextlib.closing(lane):
+                    while (record := lane.take()) is not None:
+                        if record.kind == layout.KIND_JOB and choose(record):
+                            lane.dead(record)
             except CorruptLane as error:
                 log.error("corrupt lane from slot %d, left to its next reader: %s", slot, error)
-            finally:
-                lane.close()
 
     def _consumer(self, inbox_id: int, lane_class: int, producer: int) -> LaneConsumer:
         index = layout.lane_index(self._slots, lane_class, producer)

@@ -49,6 +49,7 @@ def run_command(options: argparse.Namespace) -> list[str]:
     command += ["--bus", options.bus, "--workers", str(options.workers)]
     command += ["--service", "timer", "--service", "tcp", "--ready-message", ready, "--"]
     command += ["--host", options.host, "--port", str(options.port), "--ring", str(options.ring)]
+    command += ["--on-worker-death", options.on_worker_death]
     for user in options.user or ():
         command += ["--user", user]
     return command

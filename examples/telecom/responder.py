@@ -32,7 +32,7 @@ from typing import Any
 import aembus
 
 from .sip_actions import Action, CancelTimer, Close, Count, Send, StartTimer, Wake
-from .sip_message import BODY_BYTES_MAX, HEAD_BYTES_MAX
+from .sip_message import BODY_BYTES_MAX, HEAD_BYTES_MAX, unavailable
 from .sip_transaction import Settings, SipServer
 
 SECRET_VARIABLE = "AEMBUS_SIP_SECRET"
@@ -51,6 +51,7 @@ def main(bus: aembus.Bus) -> None:
         point="sip.message",
         framer=FRAMER,
         message_bytes_max=HEAD_BYTES_MAX + BODY_BYTES_MAX,
+        on_worker_death=unavailable if options.on_worker_death == "503" else "redeliver",
     )
     server = SipServer(settings(address, options))
     # These two are always shown, the others from the first time that there is something to count.
@@ -118,6 +119,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME",
         help="a user that exists, may be repeated; others get 404 (default: everyone exists)",
+    )
+    parser.add_argument(
+        "--on-worker-death",
+        choices=("redeliver", "503"),
+        default="redeliver",
+        help="what becomes of a request whose worker died (%(default)s)",
     )
 
 

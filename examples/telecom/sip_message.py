@@ -380,6 +380,11 @@ def refusal(data: bytes, error: SipError) -> bytes:
     return _build(b"SIP/2.0 %d %b" % (error.status, error.reason.encode("ascii")), headers, b"")
 
 
+def unavailable(data: bytes) -> bytes:
+    """The 503 to a request that nobody will answer any more; b"" to what takes no answer."""
+    return refusal(data, SipError("Service Unavailable", status=503))
+
+
 def _with_tag(to: bytes, identity: bytes) -> bytes:
     """Add a tag to a To value that can be parsed and has none; the same for the same request."""
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from examples.telecom.sip_framer import SipFramer
-from examples.telecom.sip_message import Response, parse
+from examples.telecom.sip_message import Response, parse, unavailable
 from tests.support.running import sip_responder, statistics, until, workers
 from tests.telecom.support import MESSAGE_BYTES_MAX, invite, request
 
@@ -122,3 +122,12 @@ def test_what_is_not_sip_is_refused(bus_name: str, phone: Phone, free_port: int)
         assert other.ask(request()) == 200
     services = {service["name"]: service for service in statistics(bus_name)["services"]}
     assert services["tcp"]["framing_errors"] == 1
+
+
+def test_the_503_carries_what_the_request_said() -> None:
+    """Via, From, To, Call-ID and CSeq; and nothing is answered to an ACK."""
+    response = parse(unavailable(request(b"OPTIONS")))
+    assert isinstance(response, Response)
+    assert (response.status, response.cseq.method) == (503, b"OPTIONS")
+    assert response.get(b"Via") is not None
+    assert unavailable(request(b"ACK")) == b""

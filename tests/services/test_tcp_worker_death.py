@@ -15,6 +15,7 @@ import aembus
 from aembus.services.tcp_client import TcpClient
 from aembus.supervisor.dead_letters import DeadLetters
 from tests.support.running import statistics, until, workers
+from tests.telecom.support import request
 
 ANSWER_S_MAX = 1.0  # what is promised
 WHATS = {
@@ -22,6 +23,7 @@ WHATS = {
     "close": "close",
     "bytes": b"503 try again\n",
     "function": "tests.services.test_tcp_worker_death:unavailable",
+    "sip": "examples.telecom.sip_message:unavailable",
     "broken function": "tests.services.test_tcp_worker_death:raises",
 }
 
@@ -40,12 +42,17 @@ def serve(bus: aembus.Bus) -> None:
     """Entry point: echoes lines; some of them kill it, always or the first time."""
     tcp = bus.service("tcp")
     what = WHATS[os.environ["TEST_WHAT"]]
-    tcp.listen(os.environ["TEST_ADDRESS"], "line", framer="line", on_worker_death=what)
+    framer = os.environ.get("TEST_FRAMER", "line")
+    tcp.listen(os.environ["TEST_ADDRESS"], "line", framer=framer, on_worker_death=what)
 
     @bus.on("line", group="g")
     def line(event: aembus.Event, connection: int, data: bytes) -> None:
         assert event.job is not None
-        if data == b"always die" or (data == b"die" and event.job.attempt == 1):
+        if (
+            data == b"always die"
+            or data.startswith(b"OPTIONS ")
+            or (data == b"die" and event.job.attempt == 1)
+        ):
             os.kill(os.getpid(), signal.SIGKILL)
         if data == b"wait":
             time.sleep(60)
@@ -159,6 +166,22 @@ def test_a_request_is_answered_at_once(
         assert tcp_counts(bus_name)["worker_deaths"] == 1
     ((point, reason),) = points(tmp_path)
     assert (point, "service has seen to it" in reason) == ("line", True)
+
+
+def test_a_sip_request_gets_503(
+    bus_name: str, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole response, made of the request; the connection and the next request go on."""
+    monkeypatch.setenv("TEST_WHAT", "sip")
+    monkeypatch.setenv("TEST_FRAMER", "examples.telecom.sip_framer:SipFramer")
+    with serving(bus_name, tmp_path), Peer(port) as peer:
+        for number in (1, 2):
+            sent = request(b"OPTIONS", call_id=b"call-%d@x" % number)
+            peer.socket.sendall(sent)
+            lines = [line.strip() for line in iter(peer._file.readline, b"\r\n")]
+            assert lines[0] == b"SIP/2.0 503 Service Unavailable"
+            assert b"Call-ID: call-%d@x" % number in lines
+            until("it is back", lambda: workers(bus_name)[0]["state"] == "running")
 
 
 def test_what_is_queued_behind_waits_for_the_replacement(
