@@ -175,7 +175,7 @@ class Bus:
                 if self._closed:
                     raise BusClosed("this bus object was closed")
                 self._take_up(membership)
-                for name, counter in self._counters.items():
+                for name, counter in list(self._counters.items()):
                     counter.rebind(membership.inbox, membership.counter(name))
                 for point in list(self._points.values()):
                     point.rebind(membership.sender)
@@ -185,10 +185,12 @@ class Bus:
                 self._registrations.repeat()
                 give(membership.event_struct, membership.inbox, membership.calls)
         except BaseException:
+            membership.leave(keep=not self._closed)
             if membership is self._current:
                 membership.broken = True
                 membership.refuse()
-            membership.leave(keep=True)
+            else:
+                membership.close()
             raise
         finally:
             if last is not self._current:
@@ -262,7 +264,10 @@ class Bus:
         """Return the activation point of this name."""
         point = self._points.get(name)
         if point is None:
-            point = self._points[name] = ActivationPoint(name, self._membership_or_raise().sender)
+            membership = self._membership_or_raise()
+            point = self._points[name] = ActivationPoint(name, membership.sender)
+            if membership is not self._membership:  # joined again meanwhile, without this point
+                point.rebind(self._sender)
         return point
 
     def activate(
@@ -367,6 +372,8 @@ class Bus:
         if counter is None:
             counter = Counter(name, membership.inbox, membership.counter(name))
             counter = self._counters.setdefault(name, counter)
+            if membership is not self._membership:  # as in `point`
+                counter.rebind(self._inbox, self._membership.counter(name))
         return counter
 
     def statistics(self) -> BusStatistics:

@@ -35,16 +35,16 @@ class Rejoining:
 
     def begin(self) -> None:
         """The supervisor is gone: look for the next one."""
+        self._wanted.set()  # first: see `_work`
         self._joined.clear()
-        self._wanted.set()
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until joined, for so long at most; say whether it is."""
         return self._joined.wait(timeout_s)
 
     def _work(self) -> None:
-        while self._wanted.wait() and not self._closed.is_set():
-            self._wanted.clear()
+        while not self._closed.is_set():
+            self._wanted.wait()
             if self._try_until_joined() and not self._wanted.is_set():
                 self._joined.set()
                 if self._wanted.is_set():  # gone again, just before
@@ -54,6 +54,7 @@ class Rejoining:
         pause_s = PAUSE_FIRST_S
         told = ""
         while not self._closed.is_set():
+            self._wanted.clear()  # set again from now on: what is joined here has gone
             try:
                 self._join()
             except (AembusError, OSError) as error:

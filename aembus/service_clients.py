@@ -80,7 +80,7 @@ class ServiceClients:
 
     def rejoin(self) -> None:
         """Bind each client to what the new supervisor hosts.  Raises ServiceNotFound."""
-        for (name, version), client in self._clients.items():
+        for (name, version), client in list(self._clients.items()):
             client.rejoin(self._find(name, version))
 
 

@@ -143,6 +143,30 @@ def test_services_work_again_after_the_callback(bus_name: str, tmp_path: Path) -
         running_member.thread.join()
 
 
+@pytest.mark.parametrize("name", ["", "api-1"])
+def test_a_callback_that_fails_is_tried_again(bus_name: str, tmp_path: Path, name: str) -> None:
+    """The member leaves in between, and is there once in the end."""
+    calls: list[int] = []
+
+    def callback() -> None:
+        calls.append(len(statistics(bus_name)["members"]))
+        if len(calls) < 3:
+            raise RuntimeError("as the test wants it")
+
+    with running(bus_name, tmp_path) as first:
+        member = aembus.connect(bus_name, name=name, reconnect=True)
+        member.register("p", lambda event: None)
+        member.on_reconnect(callback)
+        running_member = Running(member)
+        kill(first)
+    with running(bus_name, tmp_path):
+        until("it is there", lambda: works(member.point("p")))
+        assert calls == [2, 2, 2]
+        assert len(statistics(bus_name)["members"]) == 2
+        member.close()
+        running_member.thread.join()
+
+
 def test_who_waits_for_room_is_told_within_a_second(bus_name: str, tmp_path: Path) -> None:
     """Also an activation that is blocked at a full inbox ends when the supervisor dies."""
     with running(bus_name, tmp_path) as supervisor:
