@@ -18,6 +18,7 @@ from typing import Any, Final, Self, final
 
 from aembus.counter import Counter
 from aembus.errors import (
+    BusBroken,
     BusClosed,
     ForkedBusError,
 )
@@ -163,10 +164,19 @@ class Bus:
             self._rejoining.begin()
 
     def _await_bus(self, timeout_s: float) -> bool:
+        # For the runner: whether jobs can come, which they do once registrations are published.
+        membership = self._membership
         if self._rejoining is None or self._closed:
             self._membership_or_raise()
-            return True
-        return not self._membership.broken or self._rejoining.wait(timeout_s)
+        elif membership.broken and not self._rejoining.wait(timeout_s):
+            return False
+        try:
+            self._registrations.publish()
+        except BusBroken:
+            if self._rejoining is None:
+                raise
+            return False
+        return True
 
     def _join_again(self) -> None:
         last, membership = self._membership, self._join()
@@ -264,7 +274,9 @@ class Bus:
         """Return the activation point of this name."""
         point = self._points.get(name)
         if point is None:
-            membership = self._membership_or_raise()
+            membership = self._membership
+            if self._rejoining is None or self._closed:  # else it is good again some time
+                self._membership_or_raise()
             point = self._points[name] = ActivationPoint(name, membership.sender)
             if membership is not self._membership:  # joined again meanwhile, without this point
                 point.rebind(self._sender)
@@ -319,7 +331,6 @@ class Bus:
 
         Raises: BusBroken when the supervisor dies (after the job in hand), BusClosed.
         """
-        self._registrations.publish()
         self._runner.run(spin_from_environment() if spin is None else spin)
 
     def poll(self, timeout: float = 0.0) -> int:
@@ -328,12 +339,11 @@ class Bus:
         Returns how many jobs were handled.  Raises: BusBroken (not with reconnect=True: then the
         time-out passes without any), BusClosed.
         """
-        self._registrations.publish()
         return self._runner.poll(timeout)
 
     def run_in_thread(self, *, spin: float | None = None) -> threading.Thread:
         """Run this bus in a thread of its own; `close` ends it.  `spin`: see `run`."""
-        self._registrations.publish()
+        self._await_bus(0.0)
         return self._runner.run_in_thread(spin_from_environment() if spin is None else spin)
 
     def stop(self) -> None:

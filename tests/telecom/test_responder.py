@@ -53,7 +53,20 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "os.execve", lambda path, command, environment: executed.append((command, environment))
     )
-    program.main(["--port", "5080", "--workers", "3", "--ring", "0.2", "--user", "a"])
+    program.main(
+        [
+            "--port",
+            "5080",
+            "--workers",
+            "3",
+            "--ring",
+            "0.2",
+            "--user",
+            "a",
+            "--on-worker-death",
+            "503",
+        ]
+    )
     [(command, environment)] = executed
     assert command[:6] == [
         sys.executable, "-m", "aembus", "run", "examples.telecom.responder:main", "--bus",
@@ -63,7 +76,9 @@ def test_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "127.0.0.1:5080/TCP, 3 workers" in ready
     assert "sipp -sn uac 127.0.0.1:5080 -t t1 -m 1" in ready
     passed = responder.parse_arguments(command[command.index("--") + 1 :])
-    assert passed == argparse.Namespace(host="127.0.0.1", port=5080, ring=0.2, user=["a"])
+    assert passed == argparse.Namespace(
+        host="127.0.0.1", port=5080, ring=0.2, user=["a"], on_worker_death="503"
+    )
     secret = environment[responder.SECRET_VARIABLE]
     assert len(secret) == 64
     assert secret not in " ".join(command)
