@@ -129,7 +129,7 @@ class Membership:
         try:
             self.control.request("leave", keep=keep)
         except AembusError as error:
-            log.warning("left without a word: %s", error)
+            log.warning("left without a word: %s", str(error))  # an error keeps its frames alive
 
     def close_when_unused(self) -> None:
         """Close once no thread waits here any more: each is told, and leaves by itself."""
