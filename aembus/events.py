@@ -227,14 +227,15 @@ class EventStruct:
             before = lane.delivered
             try:
                 lane.deliver(self._events, decode, budget - handled, self._stopping)
-            except CorruptLane as error:
-                self._inbox.give_up(lane, error)
             except Exception as error:
                 record = lane.in_hand
-                if record is None:
+                if record is not None:  # its handler raised, whatever that was
+                    handled += 1
+                    self._fail(lane, record, error)
+                elif isinstance(error, CorruptLane):
+                    self._inbox.give_up(lane, error)
+                else:
                     raise
-                handled += 1
-                self._fail(lane, record, error)
             handled += lane.delivered - before
             if handled >= budget or self._stopping[0]:
                 break

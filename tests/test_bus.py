@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import aembus
+from aembus.shm.lane import CorruptLane
 from tests.support.running import adds_up, statistics, until
 
 
@@ -293,6 +294,26 @@ def test_exceptions_are_contained_and_counted(
         assert "ZeroDivisionError" in str(letter["detail"])
         me = next(m for m in statistics(bus)["members"] if m["slot"] == receiver.slot)
         assert (me["failed"], me["dead_lettered"], me["delivered"]) == (1, 1, 1)
+
+
+def test_a_handler_that_raises_what_a_lane_raises_fails_alone(bus: str, tmp_path: Path) -> None:
+    """CorruptLane from a handler is its own failure: the jobs behind it are delivered."""
+    with aembus.connect(bus) as receiver, aembus.connect(bus) as sender:
+        seen: list[int] = []
+
+        def handler(event: aembus.Event, number: int) -> None:
+            if number == 0:
+                raise CorruptLane("of another bus, say")
+            seen.append(number)
+
+        receiver.register("p", handler)
+        for number in range(3):
+            sender.activate("p", number)
+        assert poll_all(receiver) == 3
+        assert seen == [1, 2]
+        assert [letter["reason"] for letter in dead_letters(tmp_path)] == ["its handler raised"]
+        me = next(m for m in statistics(bus)["members"] if m["slot"] == receiver.slot)
+        assert (me["failed"], me["corrupted"], me["delivered"]) == (1, 0, 2)
 
 
 def test_handlers_never_nest(bus: str) -> None:
