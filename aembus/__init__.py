@@ -19,6 +19,7 @@ from aembus.errors import ControlError as ControlError
 from aembus.errors import CorruptSegment as CorruptSegment
 from aembus.errors import ForkedBusError as ForkedBusError
 from aembus.errors import InboxFull as InboxFull
+from aembus.errors import JobNotInHand as JobNotInHand
 from aembus.errors import JobTooLarge as JobTooLarge
 from aembus.errors import NameInUse as NameInUse
 from aembus.errors import NotReady as NotReady
@@ -32,8 +33,8 @@ from aembus.errors import ServiceNotFound as ServiceNotFound
 from aembus.errors import SlotsExhausted as SlotsExhausted
 from aembus.errors import SupervisorError as SupervisorError
 from aembus.errors import VersionMismatch as VersionMismatch
-from aembus.events import Event as Event
-from aembus.events import EventStatistics as EventStatistics
+from aembus.event import Event as Event
+from aembus.event import EventStatistics as EventStatistics
 from aembus.events import EventStruct as EventStruct
 from aembus.events import EventStructStatistics as EventStructStatistics
 from aembus.job import Identity as Identity
@@ -68,6 +69,7 @@ __all__ = [
     "Identity",
     "InboxFull",
     "Job",
+    "JobNotInHand",
     "JobTooLarge",
     "NameInUse",
     "NotReady",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import threading
 import weakref
@@ -21,8 +22,10 @@ from aembus.errors import (
     BusBroken,
     BusClosed,
     ForkedBusError,
+    RegistrationError,
 )
-from aembus.events import Event, EventStatistics, EventStruct, EventStructStatistics, Handler
+from aembus.event import Event, EventStatistics, Handler
+from aembus.events import EventStruct, EventStructStatistics
 from aembus.membership import Membership
 from aembus.points import ActivationPoint
 from aembus.registrations import Registrations
@@ -31,6 +34,7 @@ from aembus.routing import ServiceVersion
 from aembus.runner import Runner, spin_from_environment
 from aembus.sender import Sender
 from aembus.service_clients import ServiceClients
+from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 
 log = logging.getLogger("aembus")
@@ -217,6 +221,8 @@ class Bus:
         name: str | None = None,
         once: bool = False,
         redeliver: bool = True,
+        retries: int = 0,
+        backoff: float = 1.0,
         context: Any = None,
     ) -> Event:
         """Run ``handler(event, *data)`` whenever `point` is activated, and return the event.
@@ -229,15 +235,27 @@ class Bus:
             once: close the event after its first job.
             redeliver: if a worker dies with a job in hand, give it to the replacement; else it
                 goes to the dead letters.
+            retries: when the handler raises, give it the same job again, up to so many times;
+                then the job goes to the dead letters.  Other jobs are delivered meanwhile, so
+                what failed comes behind jobs that were sent after it, also those of its key.
+            backoff: seconds to pause before the second attempt, twice as many before each
+                further one, at most an hour.  A replacement of this process goes on with the
+                count, and begins the pause anew.
             context: yours, as `event.context`.
 
         A worker's registrations are published together when its entry point returns, those of a
         member with a name when it begins to run (`run`, `run_in_thread`, `poll`), anybody else's
         at once: whoever activates after this call has returned reaches the handler.
 
-        Raises: RegistrationError for a duplicate, BusBroken, BusClosed.
+        Raises: RegistrationError for a duplicate and for numbers that do not fit, BusBroken,
+        BusClosed.
         """
         self._membership_or_raise()
+        if not 0 <= retries <= layout.STATE_FAILURE_MAX or not 0 <= backoff < math.inf:
+            raise RegistrationError(
+                "retries and backoff must be 0 or more, and finite, "
+                f"retries={retries}, backoff={backoff}, point={point!r}"
+            )
         event = Event(
             point,
             handler,
@@ -245,6 +263,8 @@ class Bus:
             group=group,
             once=once,
             redeliver=redeliver,
+            retries=retries,
+            backoff=backoff,
             context=context,
             closer=self._registrations.close,
         )
@@ -418,6 +438,7 @@ class Bus:
         if self._rejoining is not None:
             self._rejoining.close()
         membership = self._membership
+        membership.event_struct.settle()  # held jobs that were completed since the last round
         membership.sender.close()
         membership.leave(keep)
         membership.close()

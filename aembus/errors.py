@@ -30,6 +30,10 @@ class InboxFull(AembusError):
     """A concerned inbox had no room in time.  Nothing was sent to anybody."""
 
 
+class JobNotInHand(AembusError):
+    """A job cannot be held or completed: it was completed already, or was never held."""
+
+
 class JobTooLarge(AembusError):
     """A job is larger than half a lane.  Nothing was sent."""
 

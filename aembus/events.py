@@ -1,23 +1,30 @@
-"""Events and the event_struct: what a member runs when a job arrives.
+"""The event_struct: what a member runs when a job arrives.
 
 The event_struct takes jobs from the inbox and runs their handlers one at a time, in the thread
 that called `deliver`.  A job is STARTED before its handler and DONE after it, in shared memory, so
-that a replacement of this process knows what was in hand.  A handler's exception is logged,
-counted and dead-letters its job; the loop goes on.  What is no Exception (SystemExit,
-KeyboardInterrupt) is not swallowed and leaves the job in hand.
+that a replacement of this process knows what was in hand.  A handler's exception is logged and
+counted; its job is FAILED, and STARTED again after a pause as often as the event's `retries` say,
+then a dead letter; the loop goes on.  What is no Exception (SystemExit, KeyboardInterrupt) is not
+swallowed and leaves the job in hand.  A handler may hold its job (`aembus.held`): it stays STARTED.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, final
+from typing import Final, Protocol
 
 from aembus.codec import decode
-from aembus.errors import AembusError, BusBroken, ControlError
-from aembus.job import Job, job_from_record
+from aembus.errors import AembusError, BusBroken, ControlError, JobNotInHand
+from aembus.event import Event
+from aembus.held import HeldJobs
+from aembus.job import Job
+from aembus.postponed import Postponed, pause
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 from aembus.shm.lane import CorruptLane
@@ -26,16 +33,9 @@ from aembus.shm.lanes import LaneConsumer, Record
 log = logging.getLogger("aembus")
 
 DEATHS_MAX: Final = 3  # a job that was in hand at so many deaths is not tried again
-
-Handler = Callable[..., object]
-
-
-@dataclass(frozen=True, slots=True)
-class EventStatistics:
-    """What one event's handler did in this process."""
-
-    delivered: int
-    failed: int
+HANDLER_RAISED: Final = "its handler raised"
+BACKOFF_S_MAX: Final = 3600.0
+KEEP_AGAIN_S: Final = 1.0  # after that, what could not be kept as a dead letter is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,90 +46,8 @@ class EventStructStatistics:
     delivered: int
     failed: int
     dead_lettered: int
-
-
-@final
-class Event:
-    """One registration of one member; its handler gets it as first argument.
-
-    id: stable across restarts of a named member; 0 until published.
-    point: the activation point's name.
-    context: yours; aembus never looks at it.
-    """
-
-    __slots__ = (
-        "_closer",
-        "_failed",
-        "_inbox_slot",
-        "_special",
-        "context",
-        "delivered",
-        "group",
-        "handler",
-        "id",
-        "lane",
-        "name",
-        "once",
-        "point",
-        "redeliver",
-    )
-
-    def __init__(
-        self,
-        point: str,
-        handler: Handler,
-        *,
-        name: str,
-        group: str | None,
-        once: bool,
-        redeliver: bool,
-        context: Any,
-        closer: Callable[[Event], None],
-    ) -> None:
-        self.id = 0
-        self.point = point
-        self.handler = handler
-        self.name = name
-        self.group = group
-        self.once = once
-        self.redeliver = redeliver
-        self.context = context
-        self._closer = closer
-        self._inbox_slot = 0
-        self._failed = 0
-        self._special: Record | None = None
-        # These two are set by the lane that delivers, see LaneConsumer.deliver.
-        self.lane: LaneConsumer | None = None
-        self.delivered = 0
-
-    @property
-    def job(self) -> Job | None:
-        """The job that the handler works on; None outside the handler."""
-        record = None if self.lane is None else self.lane.in_hand
-        if record is None:
-            record = self._special
-        if record is None:
-            return None
-        return job_from_record(record, self._inbox_slot, layout.CLASS_NORMAL)
-
-    def close(self) -> None:
-        """Take the event off its wait queue for good.
-
-        Jobs that were queued for it go to its group, or to the dead letters.
-        """
-        self._closer(self)
-
-    def count_failed(self) -> None:
-        """Count a job whose handler raised (the event_struct does)."""
-        self.lane = self._special = None
-        self._failed += 1
-
-    def statistics(self) -> EventStatistics:
-        """Return what the handler did so far in this process."""
-        return EventStatistics(self.delivered, self._failed)
-
-    def __repr__(self) -> str:
-        return f"<Event {self.id} {self.name!r} at {self.point!r}>"
+    held: int = 0
+    retrying: int = 0
 
 
 class Undeliverable(Protocol):
@@ -150,6 +68,7 @@ class EventStruct:
         inbox: where its jobs arrive.
         undeliverable: keeps what cannot be delivered.
         give_room: told the slot of a producer that waits for room and has it now.
+        check: raises if the bus is closed, broken, or the parent process's.
     """
 
     def __init__(
@@ -158,6 +77,7 @@ class EventStruct:
         inbox: Inbox,
         undeliverable: Undeliverable,
         give_room: Callable[[int], None],
+        check: Callable[[], object],
     ) -> None:
         self._slot = slot
         self._give_room = give_room
@@ -165,15 +85,18 @@ class EventStruct:
         self._undeliverable = undeliverable
         self._events: dict[int, Event] = {}
         self._other_kinds: dict[int, Callable[[Record], None]] = {}
-        self._delivering = False
+        self._held: HeldJobs[Event] = HeldJobs(check, inbox.wake)
+        self._postponed = Postponed()
+        self._delivering = 0  # the thread that delivers now
         self._stopping = bytearray(1)  # one byte, so that a lane can look at it between two jobs
         self._delivered = 0  # of other kinds, and by events that were closed
         self._failed = 0
         self._dead_lettered = 0
+        self._show_unfinished()  # a predecessor may have left other numbers
 
     def add(self, event: Event) -> None:
         """Own an event; from now on jobs with its id are delivered to it."""
-        event._inbox_slot = self._slot
+        event._owner = self
         self._events[event.id] = event
 
     def remove(self, event: Event) -> None:
@@ -201,9 +124,11 @@ class EventStruct:
         """
         if self._delivering:
             raise AembusError("a handler asked for more jobs; handlers never nest: return instead")
-        self._delivering = True
+        self._delivering = threading.get_ident()
         handled = 0
         try:
+            if self._held.completed or self._postponed.entries:
+                handled = self._attend()
             for lane, budget in self._inbox.turn():
                 if lane.has_records():
                     handled += self._deliver_from(lane, budget)
@@ -217,8 +142,80 @@ class EventStruct:
                 for slot in self._inbox.producers_wanting_room():
                     self._give_room(slot)
         finally:
-            self._delivering = False
+            self._delivering = 0
         return handled
+
+    def in_handler(self) -> bool:
+        """Say whether this is called by a handler."""
+        return self._delivering == threading.get_ident()
+
+    # --- what is not finished when its handler has returned --------------------------------------
+
+    def is_due(self) -> bool:
+        """Say whether a failed job is due for its next attempt."""
+        return self._postponed.is_due(time.monotonic())
+
+    def has_completed(self) -> bool:
+        """Say whether held jobs were completed, and wait for `deliver`."""
+        return bool(self._held.completed)
+
+    def due_in_s(self) -> float:
+        """Return in how many seconds something is due: infinity if nothing waits."""
+        return self._postponed.due_in(time.monotonic())
+
+    def settle(self) -> int:
+        """Finish held jobs that were completed; return how many.
+
+        Call it in the thread that delivers, or when none does.
+        """
+        settled = 0
+        completed = self._held.completed
+        while completed:
+            record, event, failed = completed.popleft()
+            settled += 1
+            if failed is None:
+                record.lane.done(record)
+                self._count_delivered(event)
+            else:
+                log.error("held job of %r failed: %s", event, failed)
+                self._fail(record, event, f"failed: {failed}")
+        if settled:
+            self._show_unfinished()
+        return settled
+
+    def _attend(self) -> int:
+        attended = self.settle()
+        now = time.monotonic()
+        while not self._stopping[0] and (action := self._postponed.pop_due(now)) is not None:
+            action()
+            attended += 1
+        if attended:
+            self._show_unfinished()
+        return attended
+
+    def _show_unfinished(self) -> None:
+        self._inbox.show_unfinished(len(self._held), len(self._postponed))
+
+    def job(self, record: Record, event: Event) -> Job:
+        """Return the job that `record`, in hand here, carries."""
+        return Job(record, self._slot, self._inbox.lane_class(record.lane), event, self)
+
+    def hold(self, record: Record, event: Event) -> None:
+        """See Job.hold."""
+        in_hand = event.record
+        if not self.in_handler() or in_hand is None or in_hand.begin != record.begin:
+            raise JobNotInHand(
+                "a job can be held by its handler alone, before that returns, "
+                f"event={event!r}, sequence={record.sequence}"
+            )
+        self._held.hold(record, event)
+        self._show_unfinished()
+
+    def complete(self, record: Record, failed: str | None) -> None:
+        """See Job.done and Job.fail."""
+        self._held.complete(record, failed)
+
+    # --- one by one -------------------------------------------------------------------------------
 
     def _deliver_from(self, lane: LaneConsumer, budget: int) -> int:
         # The lane runs what is plain by itself; one by one the rest is dealt with here.
@@ -231,7 +228,7 @@ class EventStruct:
                 record = lane.in_hand
                 if record is not None:  # its handler raised, whatever that was
                     handled += 1
-                    self._fail(lane, record, error)
+                    self._handler_raised(record, self._events.get(record.event_id), error)
                 elif isinstance(error, CorruptLane):
                     self._inbox.give_up(lane, error)
                 else:
@@ -243,41 +240,63 @@ class EventStruct:
             if special is None:
                 break
             handled += 1
-            self._deliver_special(lane, special)
+            self._deliver_special(special)
         return handled
 
-    def _deliver_special(self, lane: LaneConsumer, record: Record) -> None:
+    def _deliver_special(self, record: Record) -> None:
         if record.kind != layout.KIND_JOB:
-            self._deliver_other(lane, record)
+            self._deliver_other(record.lane, record)
             return
         event = self._events.get(record.event_id)
         if event is None:
-            self._give_back(lane, record, "its event was closed", try_group=True)
+            # What was in hand may fell its next member, or fail there: that is not passed on.
+            fresh = not record.attempts
+            self._give_back(record, "its event was closed", try_group=fresh)
             return
-        attempts = record.attempts
-        if attempts >= DEATHS_MAX:
-            self._give_back(lane, record, f"in hand at {attempts} deaths", try_group=False)
-            return
-        if attempts and not event.redeliver:
-            self._give_back(lane, record, "in hand when its worker died", try_group=False)
-            return
-        lane.start(record)
+        deaths = layout.state_deaths(record.header[4])
+        if deaths >= DEATHS_MAX:
+            self._give_back(record, f"in hand at {deaths} deaths")
+        elif deaths > 0 and not event.redeliver:
+            self._give_back(record, "in hand when its worker died")
+        elif record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
+            self._try_again(record, event, HANDLER_RAISED, "")  # its worker died in the pause
+            if event.once:
+                event.close()
+        else:
+            self._run(record, event)
+            if event.once:
+                event.close()
+
+    def _run(self, record: Record, event: Event) -> None:
+        record.lane.start(record)
+        self._held.begin()
         event._special = record
         try:
             event.handler(event, *decode(record.payload))
         except Exception as error:
-            self._fail(lane, record, error)
+            self._handler_raised(record, event, error)
         else:
             event._special = None
-            lane.done(record)
+            if not self._held.was_held(record):
+                record.lane.done(record)
+                self._count_delivered(event)
+
+    def _run_again(self, record: Record, event: Event) -> None:
+        if self._events.get(event.id) is not event and not event.once:
+            self._give_back(record, "its event was closed")
+        else:
+            self._run(record, event)
+
+    def _count_delivered(self, event: Event) -> None:
+        if self._events.get(event.id) is event:
             event.delivered += 1
-        if event.once:
-            event.close()
+        else:
+            self._delivered += 1
 
     def _deliver_other(self, lane: LaneConsumer, record: Record) -> None:
         callback = self._other_kinds.get(record.kind)
         if callback is None:
-            self._give_back(lane, record, f"kind {record.kind} is unknown", try_group=False)
+            self._give_back(record, f"kind {record.kind} is unknown")
             return
         lane.start(record)
         try:
@@ -289,23 +308,51 @@ class EventStruct:
         lane.done(record)
         self._delivered += 1
 
-    def _fail(self, lane: LaneConsumer, record: Record, error: Exception) -> None:
-        self._failed += 1
-        self._inbox.count_failed()
-        detail = "".join(traceback.format_exception(error))
-        event = self._events.get(record.event_id)
+    def _handler_raised(self, record: Record, event: Event | None, error: Exception) -> None:
         if event is not None:  # else its handler has closed it
             log.error("handler of %r failed, job=%s", event, event.job, exc_info=error)
+            event.lane = event._special = None
+        if self._held.release(record):
+            detail = "".join(traceback.format_exception(error))
+            self._fail(record, event, HANDLER_RAISED, detail)
+        else:  # the job itself was completed before
+            self._count_failed(event)
+
+    def _fail(self, record: Record, event: Event | None, reason: str, detail: str = "") -> None:
+        self._count_failed(event)
+        if event is not None and record.failures < event.retries:
+            record.lane.fail(record)
+        self._try_again(record, event, reason, detail)
+
+    def _count_failed(self, event: Event | None) -> None:
+        self._failed += 1
+        self._inbox.count_failed()
+        if event is not None:
             event.count_failed()
-        self._give_back(lane, record, "its handler raised", try_group=False, detail=detail)
+
+    def _try_again(self, record: Record, event: Event | None, reason: str, detail: str) -> None:
+        # After a pause, if the record is FAILED by now and the event allows as many failures.
+        failed = record.header[4] & layout.STATE_MASK == layout.STATE_FAILED
+        if event is None or not failed or record.failures > event.retries:
+            self._give_back(record, reason, detail=detail)
+            return
+        due = time.monotonic() + pause(event.backoff, record.failures, BACKOFF_S_MAX)
+        self._postponed.add(due, functools.partial(self._run_again, record, event))
+        self._show_unfinished()
 
     def _give_back(
-        self, lane: LaneConsumer, record: Record, reason: str, *, try_group: bool, detail: str = ""
+        self, record: Record, reason: str, *, try_group: bool = False, detail: str = ""
     ) -> None:
+        lane = record.lane
         try:
             forwarded = self._undeliverable(record, reason, try_group=try_group, detail=detail)
         except (BusBroken, ControlError) as error:
             log.error("job could not be kept and stays in hand: %s, reason=%s", error, reason)
+            if isinstance(error, ControlError):
+                again = functools.partial(
+                    self._give_back, record, reason, try_group=try_group, detail=detail
+                )
+                self._postponed.add(time.monotonic() + KEEP_AGAIN_S, again)
             return
         if forwarded:
             lane.forwarded(record)
@@ -317,5 +364,10 @@ class EventStruct:
         """Return what was done so far in this process."""
         delivered = self._delivered + sum(event.delivered for event in self._events.values())
         return EventStructStatistics(
-            len(self._events), delivered, self._failed, self._dead_lettered
+            len(self._events),
+            delivered,
+            self._failed,
+            self._dead_lettered,
+            len(self._held),
+            len(self._postponed),
         )

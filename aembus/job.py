@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn, Protocol, final
 
 from aembus.shm.lanes import Record
 
@@ -16,28 +16,95 @@ class Identity(NamedTuple):
     sequence: int
 
 
-class Job(NamedTuple):
+class Keeper(Protocol):
+    """Who keeps held jobs: the member's event_struct."""
+
+    def hold(self, record: Record, event: Any) -> None:
+        """See Job.hold."""
+
+    def complete(self, record: Record, failed: str | None) -> None:
+        """See Job.done and Job.fail."""
+
+
+@final
+class Job:
     """The job that a handler works on (`event.job`).
 
     origin: (slot, incarnation) of the member that activated.
     activated_ns: when, on CLOCK_MONOTONIC.
-    attempt: 1, or more if earlier attempts did not survive their worker.
+    attempt: 1, or more if earlier attempts failed or did not survive their worker.
     key: the hash of the key given, 0 without one.
+
+    A job is done when its handler returns, unless the handler has called `hold`.
     """
 
-    origin: tuple[int, int]
-    activated_ns: int
-    attempt: int
-    key: int
-    identity: Identity
-
-
-def job_from_record(record: Record, slot: int, lane_class: int) -> Job:
-    """Return the job that `record`, started by the member in `slot`, carries."""
-    return Job(
-        origin=(record.origin_slot, record.origin_incarnation),
-        activated_ns=record.activated_ns,
-        attempt=record.attempts + 1,
-        key=record.key_hash,
-        identity=Identity(slot, lane_class, record.origin_slot, record.sequence),
+    __slots__ = (
+        "_event",
+        "_keeper",
+        "_record",
+        "activated_ns",
+        "attempt",
+        "identity",
+        "key",
+        "origin",
     )
+
+    def __init__(
+        self, record: Record, slot: int, lane_class: int, event: Any, keeper: Keeper
+    ) -> None:
+        self.origin = (record.origin_slot, record.origin_incarnation)
+        self.activated_ns = record.activated_ns
+        self.attempt = record.attempts
+        self.key = record.key_hash
+        self.identity = Identity(slot, lane_class, record.origin_slot, record.sequence)
+        self._record = record
+        self._event = event
+        self._keeper = keeper
+
+    def hold(self) -> None:
+        """Keep the job in hand when the handler returns, until `done` or `fail`.
+
+        Only its handler may call this, in its thread.  Idempotent.  From then on no
+        handler_timeout_s concerns this job.  When the handler has returned, other jobs are
+        delivered, also later ones of the same producer and key.  A held job is in hand: if its
+        worker dies it comes again with `attempt` + 1 (or, with redeliver=False, becomes a dead
+        letter), and it takes its room in the lane, so that a producer whose lane is full of held
+        jobs waits.  A bus that stops waits for held jobs as long as for queued ones; then they
+        become dead letters, as they do at once when their member closes its bus.
+
+        Raises: JobNotInHand if the handler has returned.
+        """
+        self._keeper.hold(self._record, self._event)
+
+    def done(self) -> None:
+        """Complete a held job; from any thread of its process.
+
+        Does not block.  When it has returned, the job comes to nobody again, whoever dies.  Its
+        room is given back when the bus runs next.
+
+        Raises: JobNotInHand if it was completed before or never held, BusClosed, BusBroken,
+        ForkedBusError; nothing has changed then.
+        """
+        self._keeper.complete(self._record, None)
+
+    def fail(self, reason: str) -> None:
+        """Complete a held job as if its handler had raised; from any thread of its process.
+
+        It comes again if its event has `retries` left, else it becomes a dead letter.  Does not
+        block: that happens when the bus runs next.
+
+        Raises: as `done` does.
+        """
+        self._keeper.complete(self._record, reason)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a job can be completed by its own process alone, so it is not sent to another one; "
+            f"send what your code there needs, and have it answer, job={self!r}"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Job {tuple(self.identity)} attempt={self.attempt} origin={self.origin} "
+            f"key={self.key}>"
+        )

@@ -80,7 +80,11 @@ class Membership:
             )
             self.calls = Calls(self.sender, self.inbox, self.incarnation)
             self.event_struct = EventStruct(
-                self.slot, self.inbox, self._undeliverable, self.sender.ring
+                self.slot,
+                self.inbox,
+                self._undeliverable,
+                self.sender.ring,
+                self.sender.refresh,
             )
             # Until this process has timers of its own, expiries are those of a predecessor's.
             self.event_struct.on_kind(layout.KIND_TIMER, lambda record: None)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from aembus.errors import RegistrationError
-from aembus.events import Event
+from aembus.event import Event
 from aembus.membership import Membership
 
 

@@ -22,7 +22,6 @@ from aembus.shm.inbox import Inbox
 
 log = logging.getLogger("aembus")
 
-FOREVER_S: Final = 3600.0
 SPINS_BETWEEN_LOOKS: Final = 16
 LOOK_S: Final = 0.1  # between two looks whether to stop, while there is no bus
 SPIN_VARIABLE: Final = "AEMBUS_SPIN_US"
@@ -56,7 +55,6 @@ class Runner:
         self._running = threading.Lock()
         self._stopping = False
         self._stop_asked = False
-        self._runs_in = 0  # the thread that delivers now
         self._afterwards: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
 
@@ -70,7 +68,7 @@ class Runner:
                 while not self._stopping:
                     if self._deliver() or (spin_s and self._spin(spin_s)):
                         continue
-                    self._inbox.wait(self._has_work, FOREVER_S)
+                    self._inbox.wait(self._has_work, self._event_struct.due_in_s())
         self._finish()
 
     def poll(self, timeout_s: float) -> int:
@@ -79,8 +77,11 @@ class Runner:
             return 0
         with self._running:
             handled = self._deliver()
-            if not handled and timeout_s > 0 and self._inbox.wait(self._has_work, timeout_s):
-                handled = self._deliver()
+            if not handled and timeout_s > 0:
+                until_due_s = self._event_struct.due_in_s()
+                found = self._inbox.wait(self._has_work, min(timeout_s, until_due_s))
+                if found or self._event_struct.is_due():
+                    handled = self._deliver()
         self._finish()
         return handled
 
@@ -132,7 +133,7 @@ class Runner:
 
     def in_handler(self) -> bool:
         """Say whether this is called by a handler."""
-        return self._runs_in == threading.get_ident()
+        return self._event_struct.in_handler()
 
     def afterwards(self, action: Callable[[], None]) -> None:
         """Do something once the delivery that runs now has ended."""
@@ -154,17 +155,14 @@ class Runner:
             log.debug("ended because the bus was closed")
 
     def _deliver(self) -> int:
-        self._runs_in = threading.get_ident()
-        try:
-            handled = self._event_struct.deliver()
-        finally:
-            self._runs_in = 0
+        handled = self._event_struct.deliver()
         if self._inbox.lanes[layout.CLASS_REPLY] and self._inbox.has_replies():
             self._calls.take_replies()
         return handled
 
     def _has_work(self) -> bool:
-        return self._stopping or self._inbox.has_records()
+        # Without what is due: no post announces that, the sleep is made short enough for it.
+        return self._stopping or self._inbox.has_records() or self._event_struct.has_completed()
 
     def _spin(self, spin_s: float) -> bool:
         found = self._inbox.has_records_in_known_lanes
@@ -173,6 +171,6 @@ class Runner:
             for _ in range(SPINS_BETWEEN_LOOKS):
                 if found():
                     return True
-            if self._has_work():
+            if self._has_work() or self._event_struct.is_due():
                 return True
         return False

@@ -34,6 +34,8 @@ _MEMBER_COLUMNS: Final = (
     ("restarts", "restarts"),
     ("delivered", "delivered"),
     ("queued", "queued"),
+    ("held", "held"),
+    ("retrying", "retrying"),
     ("dead", "dead_lettered"),
     ("failed", "failed"),
 )
@@ -59,7 +61,9 @@ def add_stats(commands: Commands) -> None:
         "stats",
         "show what a bus does",
         "Show a bus's members, jobs, activation points and services.\n\n"
-        "sent = delivered + dead-lettered + queued, always.",
+        "sent = delivered + dead-lettered + queued, always.  Of the queued ones, those held were\n"
+        "taken by a handler that has not completed them (job.hold), and those retrying failed\n"
+        "and wait for their next attempt.",
         _STATS_EXAMPLES,
     )
     parser.add_argument(

@@ -14,7 +14,7 @@ from typing import Any, Final, final
 
 from aembus.bus import Bus
 from aembus.codec import encode, key_hash
-from aembus.events import Event
+from aembus.event import Event
 from aembus.routing import ServiceVersion
 from aembus.shm import layout
 from aembus.shm.lanes import Record

@@ -57,17 +57,31 @@ enum {
     KIND_LAST = 5, /* the kinds are all the numbers from KIND_PAD to this one */
     STATE_NEW = 1,
     STATE_STARTED = 2,
-    STATE_DONE = 3,
-    STATE_DEAD = 4,
-    STATE_FORWARDED = 5,
+    STATE_HELD = 3,
+    STATE_FAILED = 4,
+    STATE_DONE = 5,
+    STATE_DEAD = 6,
+    STATE_FORWARDED = 7,
     STATE_MASK = 0xFF,
     STATE_ATTEMPT_SHIFT = 8,
+    STATE_ATTEMPT_MAX = (1 << 28) - 1,
+    STATE_FAILURE_SHIFT = 36,
+    STATE_FAILURE_MAX = (1 << 28) - 1,
 };
 
 #define CURSOR_OFFSET_MASK ((UINT64_C(1) << CURSOR_OFFSET_BITS) - 1)
 #define CURSOR_RECORD (UINT64_C(1) << CURSOR_OFFSET_BITS)
 #define CURSOR_COUNT_MAX (UINT64_MAX >> CURSOR_OFFSET_BITS)
-#define STATE_ATTEMPT_MAX (UINT64_MAX >> STATE_ATTEMPT_SHIFT)
+
+static inline uint64_t state_attempts(uint64_t state)
+{
+    return state >> STATE_ATTEMPT_SHIFT & STATE_ATTEMPT_MAX;
+}
+
+static inline uint64_t state_failures(uint64_t state)
+{
+    return state >> STATE_FAILURE_SHIFT & STATE_FAILURE_MAX;
+}
 
 typedef struct {
     uint32_t length;

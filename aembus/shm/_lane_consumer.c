@@ -27,6 +27,7 @@ static PyObject *consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     if (self == NULL)
         return NULL;
     self->module = state_of((PyObject *)self);
+    self->held = UINT64_MAX;
     self->finished = PyDict_New();
     if (self->finished == NULL ||
         lane_memory_open(&self->memory, object, control, ring, ring_bytes) < 0) {
@@ -248,11 +249,13 @@ int lane_finish(Consumer *self, uint64_t begin, uint64_t end, uint64_t state)
     uint64_t head = self->head;
     Finished finished;
     while (found > 0 && (found = pop_finished(self, head, &finished)) > 0) {
+        uint64_t before = head >> CURSOR_OFFSET_BITS;
         head = finished.end;
+        uint64_t sequence = head >> CURSOR_OFFSET_BITS;
         if (finished.state == STATE_DEAD)
-            count(self, LANE_DEAD, head >> CURSOR_OFFSET_BITS, 1);
+            count(self, LANE_DEAD, sequence, sequence - before);
         else if (finished.state == STATE_FORWARDED)
-            count(self, LANE_FORWARDED, head >> CURSOR_OFFSET_BITS, 1);
+            count(self, LANE_FORWARDED, sequence, sequence - before);
     }
     self->head = head;
     store(word_at(&self->memory, LANE_HEAD), head); /* SYNC POINT: gives room back */
@@ -273,7 +276,46 @@ static Record *own_record(Consumer *self, PyObject *object)
 static PyObject *consumer_start(Consumer *self, PyObject *object)
 {
     Record *record = own_record(self, object);
-    return record == NULL ? NULL : PyLong_FromUnsignedLongLong(start(self, &record->taken));
+    if (record == NULL)
+        return NULL;
+    uint64_t state = record->taken.header.state = start(self, &record->taken);
+    return PyLong_FromUnsignedLongLong(state_attempts(state));
+}
+
+static PyObject *consumer_fail(Consumer *self, PyObject *object)
+{
+    Record *record = own_record(self, object);
+    if (record == NULL)
+        return NULL;
+    uint64_t state = record->taken.header.state;
+    uint64_t failures = state_failures(state);
+    if (failures < STATE_FAILURE_MAX)
+        failures++;
+    state = STATE_FAILED | state_attempts(state) << STATE_ATTEMPT_SHIFT |
+            failures << STATE_FAILURE_SHIFT;
+    store_state(self, &record->taken, state);
+    record->taken.header.state = state;
+    return PyLong_FromUnsignedLongLong(failures);
+}
+
+static PyObject *consumer_hold(Consumer *self, PyObject *object)
+{
+    Record *record = own_record(self, object);
+    if (record == NULL)
+        return NULL;
+    record->taken.header.state = (record->taken.header.state & ~(uint64_t)STATE_MASK) | STATE_HELD;
+    store_state(self, &record->taken, record->taken.header.state);
+    self->held = record->taken.begin;
+    Py_RETURN_NONE;
+}
+
+static PyObject *consumer_mark_done(Consumer *self, PyObject *object)
+{
+    Record *record = own_record(self, object);
+    if (record == NULL)
+        return NULL;
+    store_state(self, &record->taken, STATE_DONE);
+    Py_RETURN_NONE;
 }
 
 static PyObject *consumer_done(Consumer *self, PyObject *object)
@@ -310,19 +352,18 @@ static PyObject *consumer_skip_to_tail(Consumer *self, PyObject *unused)
     if (memory_check(&self->memory) < 0)
         return NULL;
     uint64_t tail = load(word_at(&self->memory, LANE_TAIL));
-    if (tail != self->taken && units_before(self, tail) == 0) {
+    uint64_t begin = self->taken;
+    if (tail != begin && units_before(self, tail) == 0) {
         self->refused = tail;
         self->has_refused = 1;
-        tail = self->taken;
+        tail = begin;
     }
-    uint64_t lost = (tail >> CURSOR_OFFSET_BITS) - (self->taken >> CURSOR_OFFSET_BITS);
-    if (lost)
-        count(self, LANE_DEAD, tail >> CURSOR_OFFSET_BITS, lost);
-    PyDict_Clear(self->finished);
-    self->taken = self->tail = self->head = tail;
+    self->taken = self->tail = tail;
     self->available = 0;
-    store(word_at(&self->memory, LANE_HEAD), tail);
-    return PyLong_FromUnsignedLongLong(lost);
+    if (tail != begin && lane_finish(self, begin, tail, STATE_DEAD) < 0)
+        return NULL;
+    return PyLong_FromUnsignedLongLong((tail >> CURSOR_OFFSET_BITS) -
+                                       (begin >> CURSOR_OFFSET_BITS));
 }
 
 static PyObject *consumer_wants_post(Consumer *self, PyObject *unused)
@@ -356,6 +397,9 @@ static PyMethodDef consumer_methods[] = {
     {"has_records", (PyCFunction)consumer_has_records, METH_NOARGS, NULL},
     {"take", (PyCFunction)consumer_take, METH_NOARGS, NULL},
     {"start", (PyCFunction)consumer_start, METH_O, NULL},
+    {"fail", (PyCFunction)consumer_fail, METH_O, NULL},
+    {"hold", (PyCFunction)consumer_hold, METH_O, NULL},
+    {"mark_done", (PyCFunction)consumer_mark_done, METH_O, NULL},
     {"done", (PyCFunction)consumer_done, METH_O, NULL},
     {"dead", (PyCFunction)consumer_dead, METH_O, NULL},
     {"forwarded", (PyCFunction)consumer_forwarded, METH_O, NULL},

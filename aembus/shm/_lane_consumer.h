@@ -30,6 +30,7 @@ typedef struct {
     uint64_t runs;      /* calls of `deliver`, so that one sees another inside it */
     Taken in_hand;      /* whose handler `deliver` runs, or that raised */
     PyObject *payload;  /* of `in_hand`; NULL: nothing is in hand */
+    uint64_t held;      /* where the record begins that was held last; UINT64_MAX: none was */
     State *module;
 } Consumer;
 
@@ -58,14 +59,17 @@ static inline void store_state(Consumer *self, const Taken *taken, uint64_t stat
     store((Word *)&header_at(&self->memory, taken->offset)->state, state);
 }
 
-/* Store STARTED and one more attempt, in one word; return the attempt's number. */
+/* Store STARTED and one more attempt, in one word; return the word. */
 static inline uint64_t start(Consumer *self, const Taken *taken)
 {
-    uint64_t attempt = taken->header.state >> STATE_ATTEMPT_SHIFT;
-    if (attempt < STATE_ATTEMPT_MAX) /* else a producer wrote nonsense there */
-        attempt++;
-    store_state(self, taken, STATE_STARTED | attempt << STATE_ATTEMPT_SHIFT);
-    return attempt;
+    uint64_t attempts = state_attempts(taken->header.state);
+    if (attempts < STATE_ATTEMPT_MAX) /* else a producer wrote nonsense there */
+        attempts++;
+    uint64_t failures = state_failures(taken->header.state);
+    uint64_t state = STATE_STARTED | attempts << STATE_ATTEMPT_SHIFT |
+                     failures << STATE_FAILURE_SHIFT;
+    store_state(self, taken, state);
+    return state;
 }
 
 /* Store DONE and move head over every finished record in front; 0, or -1 with an exception. */

@@ -238,6 +238,8 @@ static int run_job(Consumer *self, Run *run, const Job *job)
         return -1;
     Py_DECREF(result);
     Py_CLEAR(self->payload);
+    if (self->held == job->taken.begin) /* it is not done yet */
+        return 0;
     if (memory_check(&self->memory) < 0) /* the handler has closed the lane: nothing to mark */
         return -1;
     if (done(self, &job->taken) < 0)
@@ -293,6 +295,9 @@ PyObject *lane_consumer_deliver(Consumer *self, PyObject *const *args, Py_ssize_
 
 PyObject *lane_consumer_get_in_hand(Consumer *self, void *unused)
 {
-    return self->payload == NULL ? Py_NewRef(Py_None)
-                                 : lane_make_record(self, &self->in_hand, self->payload);
+    if (self->payload == NULL)
+        Py_RETURN_NONE;
+    Taken taken = self->in_hand;
+    taken.header.state = STATE_STARTED | 1 << STATE_ATTEMPT_SHIFT; /* it was new */
+    return lane_make_record(self, &taken, self->payload);
 }

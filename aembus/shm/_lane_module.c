@@ -32,9 +32,11 @@ static int add_layout(PyObject *module)
                  NUMBER(CURSOR_RECORD) || NUMBER(CURSOR_COUNT_MAX) ||
                  NUMBER(RECORD_HEADER_BYTES) || NUMBER(RECORD_STATE) || NUMBER(KIND_PAD) ||
                  NUMBER(KIND_JOB) || NUMBER(KIND_LAST) || NUMBER(STATE_NEW) ||
-                 NUMBER(STATE_STARTED) || NUMBER(STATE_DONE) || NUMBER(STATE_DEAD) ||
-                 NUMBER(STATE_FORWARDED) || NUMBER(STATE_MASK) || NUMBER(STATE_ATTEMPT_SHIFT) ||
-                 NUMBER(STATE_ATTEMPT_MAX) || PyModule_AddObjectRef(module, "LAYOUT", numbers) < 0;
+                 NUMBER(STATE_STARTED) || NUMBER(STATE_HELD) || NUMBER(STATE_FAILED) || NUMBER(STATE_DONE) ||
+                 NUMBER(STATE_DEAD) || NUMBER(STATE_FORWARDED) || NUMBER(STATE_MASK) ||
+                 NUMBER(STATE_ATTEMPT_SHIFT) || NUMBER(STATE_ATTEMPT_MAX) ||
+                 NUMBER(STATE_FAILURE_SHIFT) || NUMBER(STATE_FAILURE_MAX) ||
+                 PyModule_AddObjectRef(module, "LAYOUT", numbers) < 0;
     Py_DECREF(numbers);
     return failed ? -1 : 0;
 }

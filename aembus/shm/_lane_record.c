@@ -58,7 +58,8 @@ static PyObject *record_get_payload(Record *self, void *unused)
 RECORD_NUMBER(kind, self->taken.header.kind)
 RECORD_NUMBER(flags, self->taken.header.flags)
 RECORD_NUMBER(origin_slot, self->taken.header.origin_slot)
-RECORD_NUMBER(attempts, self->taken.header.state >> STATE_ATTEMPT_SHIFT)
+RECORD_NUMBER(attempts, state_attempts(self->taken.header.state))
+RECORD_NUMBER(failures, state_failures(self->taken.header.state))
 RECORD_NUMBER(sequence, self->taken.header.sequence)
 RECORD_NUMBER(activated_ns, self->taken.header.activated_ns)
 RECORD_NUMBER(deadline_ns, self->taken.header.deadline_ns)
@@ -80,6 +81,7 @@ static PyGetSetDef record_getset[] = {
     RECORD_GETTER(flags),
     RECORD_GETTER(origin_slot),
     RECORD_GETTER(attempts),
+    RECORD_GETTER(failures),
     RECORD_GETTER(sequence),
     RECORD_GETTER(activated_ns),
     RECORD_GETTER(deadline_ns),

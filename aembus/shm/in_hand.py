@@ -27,7 +27,10 @@ class InHand(NamedTuple):
 def records_in_hand(
     memory: memoryview, words: memoryview, slots: int, lane_bytes: int, lane: int
 ) -> list[InHand]:
-    """Return the records of lane number `lane` of an inbox that are started and not finished."""
+    """Return the records of lane number `lane` of an inbox whose handlers run, or were killed.
+
+    Held ones are in hand too, but no handler is at work on them.
+    """
     control = layout.lane_control_offset(slots, lane) // layout.WORD
     ring = layout.ring_offset(slots, lane_bytes, lane)
     capacity = lane_bytes >> layout.UNIT_SHIFT
@@ -52,8 +55,7 @@ def records_in_hand(
         if state == layout.STATE_NEW:
             break  # records are started in order
         if state & layout.STATE_MASK == layout.STATE_STARTED:
-            attempts = state >> layout.STATE_ATTEMPT_SHIFT
-            found.append(InHand(lane, sequence, attempts, header[11]))
+            found.append(InHand(lane, sequence, layout.state_attempts(state), header[11]))
         cursor += layout.CURSOR_RECORD + units
         if offset + units == capacity:
             cursor -= capacity

@@ -327,6 +327,11 @@ class Inbox:
         """Count a handler that raised."""
         self._words[layout.FAILED // 8] += 1
 
+    def show_unfinished(self, held: int, retrying: int) -> None:
+        """Show how many jobs are held here, and how many wait for their next attempt."""
+        self._words[layout.HELD // 8] = held
+        self._words[layout.RETRYING // 8] = retrying
+
     def add_to_counter(self, index: int, number: int) -> None:
         """Add to one of the application's counters, which outlive this process."""
         self._words[layout.COUNTERS // 8 + index] += number

@@ -34,12 +34,18 @@ from aembus.shm.layout import (
     STATE_ATTEMPT_SHIFT,
     STATE_DEAD,
     STATE_DONE,
+    STATE_FAILED,
+    STATE_FAILURE_MAX,
+    STATE_FAILURE_SHIFT,
     STATE_FORWARDED,
+    STATE_HELD,
     STATE_MASK,
     STATE_NEW,
     STATE_STARTED,
     UNIT,
     UNIT_SHIFT,
+    state_attempts,
+    state_failures,
 )
 
 IMPLEMENTATION: Final = "python"
@@ -288,8 +294,13 @@ class Record:
 
     @property
     def attempts(self) -> int:
-        """How often the record was started before it was taken now."""
-        return self.header[4] >> STATE_ATTEMPT_SHIFT
+        """How often the record was started; with this time, once it is."""
+        return state_attempts(self.header[4])
+
+    @property
+    def failures(self) -> int:
+        """How many of the attempts ended with its handler raising."""
+        return state_failures(self.header[4])
 
     @property
     def sequence(self) -> int:
@@ -335,7 +346,8 @@ class LaneConsumer:
     """The reading end.  `take` copies the next record out, `start` and `done` move its state.
 
     A replacement of a dead consumer opens the lane the same way: it begins at `head`, finds
-    records that are DONE (skipped), STARTED (`Record.attempts` says how often) or NEW.
+    records that are DONE (skipped), STARTED or HELD (`Record.attempts` says how often),
+    FAILED or NEW.
 
     Args: as for LaneProducer.
     """
@@ -357,6 +369,7 @@ class LaneConsumer:
         self._available = 0  # units between _taken and _tail
         self._returned: Record | None = None  # what `deliver` left to `take`
         self._current: tuple[int, int, int, tuple[int, ...], bytes] | None = None  # in hand
+        self._held: int | None = None  # where the record begins that was held last
         self.delivered = 0  # by `deliver`
         self._refused: int | None = None  # a tail that makes no sense; its producer's next may
         self._finished: dict[int, tuple[int, int]] = {}  # finished before those in front: begin →
@@ -424,7 +437,8 @@ class LaneConsumer:
         """Run the handlers of the next jobs, as long as they are plain, and mark them done.
 
         Plain is a new job for an event that is there and wants more than one.  The first other
-        record ends the run, and `take` returns it next.
+        record ends the run, and `take` returns it next.  What its handler gave to `hold` stays
+        held.
 
         Args:
             events: by id; each has `handler`, `once`, and `lane` (whose record is in hand) and
@@ -494,6 +508,11 @@ class LaneConsumer:
                     event = concerned
                     event.lane = self
                 event.handler(event, *decode(payload))
+                if self._held == begin:
+                    begin = behind = end  # in this order: nothing is left to be put in order
+                    self._current = None
+                    run += 1
+                    continue
                 behind = end
                 self._current = None
                 words[state_word] = STATE_DONE
@@ -536,15 +555,40 @@ class LaneConsumer:
     @property
     def in_hand(self) -> Record | None:
         """The record whose handler `deliver` runs, or the last one if it raised."""
-        return None if self._current is None else Record(self, *self._current)
+        if self._current is None:
+            return None
+        begin, end, state_word, header, payload = self._current
+        header = (*header[:4], _STARTED_FIRST, *header[5:])
+        return Record(self, begin, end, state_word, header, payload)
 
     def start(self, record: Record) -> int:
         """Store STARTED and one more attempt, in one word; return the attempt's number."""
-        attempt = record.header[4] >> STATE_ATTEMPT_SHIFT
-        if attempt < STATE_ATTEMPT_MAX:  # else a producer wrote nonsense there
-            attempt += 1
-        self._words[record.state_word] = STATE_STARTED | attempt << STATE_ATTEMPT_SHIFT
-        return attempt
+        attempts = min(record.attempts + 1, STATE_ATTEMPT_MAX)  # a producer may write nonsense
+        self._store_state(record, STATE_STARTED, attempts, record.failures)
+        return attempts
+
+    def fail(self, record: Record) -> int:
+        """Store FAILED and one more failure, in one word; return how many there are.
+
+        The record is not finished: `start` begins its next attempt.
+        """
+        failures = min(record.failures + 1, STATE_FAILURE_MAX)
+        self._store_state(record, STATE_FAILED, record.attempts, failures)
+        return failures
+
+    def _store_state(self, record: Record, state: int, attempts: int, failures: int) -> None:
+        state |= attempts << STATE_ATTEMPT_SHIFT | failures << STATE_FAILURE_SHIFT
+        self._words[record.state_word] = state
+        record.header = (*record.header[:4], state, *record.header[5:])
+
+    def hold(self, record: Record) -> None:
+        """Store HELD, and leave the record that is in hand so when its handler returns."""
+        self._store_state(record, STATE_HELD, record.attempts, record.failures)
+        self._held = record.begin
+
+    def mark_done(self, record: Record) -> None:
+        """Store DONE alone; any thread may.  `done` has to follow, in the thread that takes."""
+        self._words[record.state_word] = STATE_DONE
 
     def done(self, record: Record) -> None:
         """Store DONE and move `head` over every finished record in front."""
@@ -567,19 +611,18 @@ class LaneConsumer:
     def skip_to_tail(self) -> int:
         """Give up everything between the last good record and `tail`; return how many records.
 
-        They are counted as dead-lettered.  Used when the lane is corrupt.
+        They are counted as dead-lettered once what was taken before them is finished.  Used when
+        the lane is corrupt.
         """
         tail = self._words[self._tail_word]
-        if self._units_before(tail) == 0 and tail != self._taken:
-            self._refused, tail = tail, self._taken
-        lost = (tail >> CURSOR_OFFSET_BITS) - (self._taken >> CURSOR_OFFSET_BITS)
-        if lost:
-            self._count(self._dead_word, tail >> CURSOR_OFFSET_BITS, lost)
-        self._finished.clear()
+        begin = self._taken
+        if self._units_before(tail) == 0 and tail != begin:
+            self._refused, tail = tail, begin
         self._taken = self._tail = tail
         self._available = 0
-        self._head = self._words[self._head_word] = tail
-        return lost
+        if tail != begin:
+            self._finish(begin, tail, STATE_DEAD)
+        return (tail >> CURSOR_OFFSET_BITS) - (begin >> CURSOR_OFFSET_BITS)
 
     def wants_post(self) -> bool:
         """Say whether the producer waits for room and at least half of the ring is free."""
@@ -622,11 +665,13 @@ class LaneConsumer:
         self._finished[begin] = (end, state)
         head = self._head
         while head in self._finished:
+            before = head >> CURSOR_OFFSET_BITS
             head, state = self._finished[head]
+            sequence = head >> CURSOR_OFFSET_BITS
             if state == STATE_DEAD:
-                self._count(self._dead_word, head >> CURSOR_OFFSET_BITS, 1)
+                self._count(self._dead_word, sequence, sequence - before)
             elif state == STATE_FORWARDED:
-                self._count(self._forwarded_word, head >> CURSOR_OFFSET_BITS, 1)
+                self._count(self._forwarded_word, sequence, sequence - before)
         self._words[self._head_word] = head  # SYNC POINT: gives room back
         passed, self._head = self._head, head
         while passed != head:

@@ -46,9 +46,23 @@ Record (64-byte aligned, header one cache line, then the payload)::
      |incarnation|incarnation |   u32    |  u32   |
      +-----------+------------+----------+--------+----- - - -
 
-``state`` is written by the consumer alone after publication: the low byte is NEW, STARTED, DONE
-or DEAD, the rest counts the attempts.  A PAD record fills the ring's end when the next record
-does not fit there; it takes no sequence number.
+``state`` is written by the consumer alone after publication, always in one store::
+
+     63             36              8        0
+     +---------------+---------------+--------+
+     | failures      | attempts      | state  |
+     +---------------+---------------+--------+
+
+    NEW -> STARTED -> DONE, or DEAD (a dead letter), or FORWARDED (sent on to a sibling)
+    STARTED -> HELD: its handler leaves it to others, who complete it; on from there as STARTED
+    STARTED -> FAILED: its handler raised; STARTED again after a pause
+
+STARTED comes with one more attempt, FAILED with one more failure.  An attempt that was begun and
+neither failed nor finished was ended by a death: of a record that nobody has in hand, attempts -
+failures is the number of deaths.  A finished record has no counts.
+
+A PAD record fills the ring's end when the next record does not fit there; it takes no sequence
+number.
 
 Registry segment: the header, ``generation`` alone in a line, then two halves, each
 ``length u64, crc u64`` and a msgpack document; generation g is in half ``g & 1``.
@@ -59,7 +73,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 INBOX_MAGIC: Final = 0x0A_E3_B0_5B_1B_0C_5A_01
 REGISTRY_MAGIC: Final = 0x0A_E3_B0_5B_1B_0C_5A_02
 
@@ -84,6 +98,8 @@ SLEEPING: Final = 64
 FAILED: Final = 128
 RESCUED_WAKEUPS: Final = 136
 CORRUPTED: Final = 144
+HELD: Final = 152  # how many jobs the owner holds now, and
+RETRYING: Final = 160  # how many wait there for their next attempt
 COUNTERS: Final = 192
 COUNTERS_MAX: Final = 32
 DOORS: Final = 512
@@ -139,12 +155,17 @@ FLAG_FAILED: Final = 2
 
 STATE_NEW: Final = 1
 STATE_STARTED: Final = 2
-STATE_DONE: Final = 3
-STATE_DEAD: Final = 4
-STATE_FORWARDED: Final = 5
+STATE_HELD: Final = 3
+STATE_FAILED: Final = 4
+STATE_DONE: Final = 5  # this and whatever is greater is finished
+STATE_DEAD: Final = 6
+STATE_FORWARDED: Final = 7
+STATES_IN_HAND: Final = (STATE_STARTED, STATE_HELD)
 STATE_MASK: Final = 0xFF
 STATE_ATTEMPT_SHIFT: Final = 8
-STATE_ATTEMPT_MAX: Final = (1 << 64 - STATE_ATTEMPT_SHIFT) - 1
+STATE_ATTEMPT_MAX: Final = (1 << 28) - 1
+STATE_FAILURE_SHIFT: Final = 36
+STATE_FAILURE_MAX: Final = (1 << 28) - 1
 
 # --- registry -----------------------------------------------------------------------------------
 GENERATION: Final = 64
@@ -169,6 +190,21 @@ def record_units(payload_bytes: int) -> int:
 def payload_bytes_max(lane_bytes: int) -> int:
     """Return the largest payload for a lane: a record takes at most half of it."""
     return lane_bytes // 2 - RECORD_HEADER_BYTES
+
+
+def state_attempts(state: int) -> int:
+    """Return how often a record was started, by its state word."""
+    return state >> STATE_ATTEMPT_SHIFT & STATE_ATTEMPT_MAX
+
+
+def state_failures(state: int) -> int:
+    """Return how many of a record's attempts ended with its handler raising, by its state word."""
+    return state >> STATE_FAILURE_SHIFT & STATE_FAILURE_MAX
+
+
+def state_deaths(state: int) -> int:
+    """Return how many deaths a record was in hand at that nobody has in hand, by its state word."""
+    return max(state_attempts(state) - state_failures(state), 0)
 
 
 def cursor_count(cursor: int) -> int:
@@ -227,6 +263,8 @@ def _round_up(number: int, step: int) -> int:
 
 assert RECORD_HEADER.size == RECORD_HEADER_BYTES == UNIT == 1 << UNIT_SHIFT
 assert COUNTERS + COUNTERS_MAX * WORD <= DOORS
-assert RESCUED_WAKEUPS < COUNTERS and SLEEPING // CACHE_LINE != FAILED // CACHE_LINE
+assert max(RESCUED_WAKEUPS, RETRYING) < COUNTERS and SLEEPING // CACHE_LINE != FAILED // CACHE_LINE
 assert LANE_HEAD // CACHE_LINE != LANE_TAIL // CACHE_LINE
+assert STATE_ATTEMPT_MAX << STATE_ATTEMPT_SHIFT < 1 << STATE_FAILURE_SHIFT
+assert STATE_FAILURE_MAX << STATE_FAILURE_SHIFT < 1 << 64
 assert BELL_TICKET == BELL_KIND_MASK + 1

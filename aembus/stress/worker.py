@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from aembus.bus import Bus
-from aembus.events import Event
+from aembus.event import Event
 from aembus.stress import message
 from aembus.stress.ledger import Ledger
 

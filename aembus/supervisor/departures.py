@@ -11,12 +11,14 @@ The same steps serve a member that leaves and one that died and is not replaced.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from aembus.routing import Target
 from aembus.sender import Job, Sender
+from aembus.shm import layout
 from aembus.shm.lanes import Record
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.supervisor.hosting import Hosting, Parked
@@ -25,6 +27,8 @@ from aembus.supervisor.members import STATE_LEAVING, Member, Members
 from aembus.supervisor.publication import Publication
 
 log = logging.getLogger("aembus")
+
+WENT_BEFORE_RETRY: Final = "its handler raised, and its member went before the next attempt"
 
 
 class Departures:
@@ -51,6 +55,7 @@ class Departures:
         self.hosting: Hosting | None = None
         self.on_given_up: Callable[[tuple[int, ...], bytes], None] = lambda header, payload: None
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by inbox
+        self._parked_numbers = itertools.count(1)
 
     def retire(self, member: Member) -> None:
         """Begin the steps; they go on by themselves.  Idempotent."""
@@ -95,7 +100,9 @@ class Departures:
     def dispose(self, member: Member, lane_class: int, record: Record) -> bool:
         """Give a job of a member that has gone to its group; True if somebody was there."""
         if record.attempts:  # in hand: whoever gets it next may die of it too, uncounted
-            return self._keep(member, lane_class, record, "in hand when its member went")
+            failed = record.header[4] & layout.STATE_MASK == layout.STATE_FAILED
+            reason = WENT_BEFORE_RETRY if failed else "in hand when its member went"
+            return self._keep(member, lane_class, record, reason)
         if self.forward(record.header, record.payload):
             return True
         return self._keep(member, lane_class, record, "its member went")
@@ -136,7 +143,8 @@ class Departures:
             "point": event.point if event else None,
             "event": event.name if event else None,
             "group": event.group if event else None,
-            "attempts": header[4] >> 8,
+            "attempts": layout.state_attempts(header[4]),
+            "failures": layout.state_failures(header[4]),
             "activated_ns": header[6],
             "key_hash": header[12],
             "reason": reason,
@@ -150,12 +158,13 @@ class Departures:
         event = self._members.registration(parked.target.event_id)
         self._dead_letters.append(
             {
-                "identity": [self._nonce, "parked", id(parked), parked.target.slot, 0],
+                "identity": [self._nonce, "parked", next(self._parked_numbers), 0, 0],
                 "member": "supervisor",
                 "point": parked.point or (event.point if event else None),
                 "event": event.name if event else None,
                 "group": event.group if event else None,
                 "attempts": 0,
+                "failures": 0,
                 "activated_ns": 0,
                 "key_hash": max(parked.job.key_hash, 0),
                 "reason": reason,

@@ -59,6 +59,8 @@ def _member_statistics(member: Member, inboxes: Inboxes) -> dict[str, Any]:
         "received": dataclasses.asdict(inboxes.totals(member.inbox_id)),
         "delivered": inboxes.totals(member.inbox_id).delivered,
         "queued": inboxes.totals(member.inbox_id).queued,
+        "held": inboxes.word(member.inbox_id, layout.HELD),
+        "retrying": inboxes.word(member.inbox_id, layout.RETRYING),
         "dead_lettered": inboxes.totals(member.inbox_id).dead_lettered,
         "failed": inboxes.word(member.inbox_id, layout.FAILED),
         "rescued_wakeups": inboxes.word(member.inbox_id, layout.RESCUED_WAKEUPS),

@@ -46,7 +46,7 @@ class Requests:
         """
 
         def choose(record: Record) -> bool:
-            started = record.header[4] & layout.STATE_MASK == layout.STATE_STARTED
+            started = record.header[4] & layout.STATE_MASK in layout.STATES_IN_HAND
             return (started or queued) and self._see_to(member, record)
 
         self._inboxes.withdraw(member.inbox_id, SERVICES_SLOT, choose)
@@ -71,4 +71,4 @@ class Requests:
 
 def deaths(header: list[int] | tuple[int, ...] | Any) -> int:
     """Return how many processes had a job in hand and died."""
-    return int(header[4]) >> layout.STATE_ATTEMPT_SHIFT
+    return layout.state_deaths(header[4])

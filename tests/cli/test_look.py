@@ -75,7 +75,7 @@ def test_stats_for_a_person(busy_bus: str, capsys: pytest.CaptureFixture[str]) -
     lines = members.splitlines()
     title = lines[0].split()
     assert title == ["slot", "kind", "name", "pid", "state", "restarts", "delivered", "queued",
-                     "dead", "failed"]  # fmt: skip
+                     "held", "retrying", "dead", "failed"]  # fmt: skip
     rows = [dict(zip(title, line.split(), strict=True)) for line in lines[1:]]
     assert [(row["slot"], row["name"]) for row in rows] == [
         ("0", "supervisor"), ("1", "calls-1"), ("2", "calls-2"),

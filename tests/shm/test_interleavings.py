@@ -19,7 +19,8 @@ from aembus import publisher as publisher_module
 from aembus import room as room_module
 from aembus import sender as sender_module
 from aembus.codec import encode
-from aembus.events import Event, EventStruct
+from aembus.event import Event
+from aembus.events import EventStruct
 from aembus.runner import Runner
 from aembus.sender import IN_TURN, Sender
 from aembus.shm import inbox as inbox_module
@@ -105,7 +106,7 @@ class Machine:
         return sender
 
     def runner(self, inbox: Inbox, sender: Sender, handler: Callable[..., object]) -> Runner:
-        struct = EventStruct(0, inbox, never, sender.ring)
+        struct = EventStruct(0, inbox, never, sender.ring, never)
         options = {"name": "", "group": None, "once": False, "redeliver": True, "context": None}
         event = Event(POINT, handler, closer=never, **cast(Any, options))
         event.id = EVENT_ID

@@ -425,7 +425,7 @@ def test_what_a_handler_raises_comes_through(
     record = bench.consumer.in_hand
     assert record is not None
     assert decode(record.payload) == [2]
-    assert (record.sequence, record.attempts, bench.queued) == (3, 0, 2)
+    assert (record.sequence, record.attempts, bench.queued) == (3, 1, 2)
     assert bench.state(2) == layout.STATE_STARTED | 1 << layout.STATE_ATTEMPT_SHIFT
     bench.consumer.dead(record)
     assert bench.deliver() == 1
@@ -483,7 +483,7 @@ def test_the_job_is_in_hand_for_its_handler_alone(lane_module: ModuleType) -> No
         assert bench.send(number, event_id=event_id)
     assert bench.consumer.in_hand is None
     assert bench.deliver() == 5
-    assert seen == [(n, [n], n + 1, 0) for n in range(5)]
+    assert seen == [(n, [n], n + 1, 1) for n in range(5)]
     assert bench.consumer.in_hand is None
     assert bench.event.lane is bench.other.lane is None
 

@@ -105,7 +105,7 @@ def test_a_job_has_all_that_a_job_has() -> None:
     after = time.monotonic_ns()
     (record,) = member.take()
     assert record.payload == b"payload"
-    assert (record.kind, record.flags, record.attempts) == (layout.KIND_JOB, 0, 0)
+    assert (record.kind, record.flags, record.attempts) == (layout.KIND_JOB, 0, 1)
     assert (record.event_id, record.key_hash) == (0xE000_0001, 0xF000_0001)
     assert (record.origin_slot, record.origin_incarnation) == (SLOT, INCARNATION)
     assert (record.sequence, record.deadline_ns, record.reply_id, record.addressee) == (1, 0, 0, 0)

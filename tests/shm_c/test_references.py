@@ -151,7 +151,9 @@ def raising_handler(world: World) -> None:
             world.deliver()
         if world.consumer.in_hand is not None:
             world.consumer.done(world.consumer.in_hand)
-    world.consumer.skip_to_tail()
+    world.consumer = world.memory.consumer()  # some are neither in hand nor finished
+    while (record := world.consumer.take()) is not None:
+        world.consumer.done(record)
 
 
 def taken_away(world: World) -> None:
