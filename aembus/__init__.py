@@ -42,6 +42,7 @@ from aembus.job import Job as Job
 from aembus.points import ActivationPoint as ActivationPoint
 
 if TYPE_CHECKING:
+    from aembus.supervisor import DeadLetterBox as DeadLetterBox
     from aembus.supervisor import Supervisor as Supervisor
     from aembus.supervisor import WorkerSpec as WorkerSpec
 
@@ -61,6 +62,7 @@ __all__ = [
     "ControlError",
     "CorruptSegment",
     "Counter",
+    "DeadLetterBox",
     "Event",
     "EventStatistics",
     "EventStruct",
@@ -91,7 +93,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The supervisor brings asyncio along, which a worker or a client does not need.
-    if name in ("Supervisor", "WorkerSpec"):
+    if name in ("DeadLetterBox", "Supervisor", "WorkerSpec"):
         from aembus import supervisor
 
         return getattr(supervisor, name)

@@ -320,8 +320,7 @@ class EventStruct:
 
     def _fail(self, record: Record, event: Event | None, reason: str, detail: str = "") -> None:
         self._count_failed(event)
-        if event is not None and record.failures < event.retries:
-            record.lane.fail(record)
+        record.lane.fail(record)
         self._try_again(record, event, reason, detail)
 
     def _count_failed(self, event: Event | None) -> None:
@@ -331,9 +330,9 @@ class EventStruct:
             event.count_failed()
 
     def _try_again(self, record: Record, event: Event | None, reason: str, detail: str) -> None:
-        # After a pause, if the record is FAILED by now and the event allows as many failures.
-        failed = record.header[4] & layout.STATE_MASK == layout.STATE_FAILED
-        if event is None or not failed or record.failures > event.retries:
+        # The record is FAILED.  If it becomes a dead letter and this process is killed before it is
+        # marked as dead, its replacement comes here again, and no handler does.
+        if event is None or record.failures > event.retries:
             self._give_back(record, reason, detail=detail)
             return
         due = time.monotonic() + pause(event.backoff, record.failures, BACKOFF_S_MAX)

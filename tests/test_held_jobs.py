@@ -324,6 +324,32 @@ def test_a_held_job_is_in_hand_at_deaths(bus_name: str, tmp_path: Path) -> None:
         assert (letter["reason"], letter["attempts"]) == ("in hand at 3 deaths", 3)
 
 
+def patient(bus: aembus.Bus) -> None:
+    """Entry point: one worker holds jobs, another one hangs."""
+    if bus.member_name == "w-1":
+        worker(bus)
+    else:
+        bus.register("hang", lambda event: threading.Event().wait(), redeliver=False)
+
+
+def test_the_watchdog_leaves_alone_who_holds(bus_name: str, tmp_path: Path) -> None:
+    """A job may be held for longer than a handler may run: no handler is at work on it."""
+    spec = aembus.WorkerSpec("w", f"{THIS}:patient", count=2, handler_timeout_s=0.3)
+    with (
+        aembus.Supervisor(bus_name, workers=[spec], state_directory=tmp_path),
+        aembus.connect(bus_name) as client,
+    ):
+        log = Log(client)
+        client.activate("hold", 1)
+        log.wait_for((1, 1))
+        client.activate("hang")  # later than that, so the time-out has passed for both of them
+        until("it was ended", lambda: workers(bus_name)[1]["restarts"] == 1)
+        assert workers(bus_name)[0]["restarts"] == 0
+        client.activate("complete", 1)
+        log.wait_for((-1, 0))
+        until("settled", lambda: workers(bus_name)[0]["queued"] == 0)
+
+
 def test_stopping_waits_for_held_jobs(bus_name: str, tmp_path: Path) -> None:
     """What is completed in the time to drain is delivered; what is not becomes a dead letter."""
     go = tmp_path / "go"

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from aembus.cli import clean, doctor, look, run, stress
+from aembus.cli import clean, dead, doctor, look, run, stress
 from aembus.cli.usage import WrongUsage, version
 from aembus.errors import AembusError
 
@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
   aembus run myapp.server:main --workers 4 --service timer --service tcp
   aembus ls
   aembus stats --bus server
+  aembus dead list
   aembus doctor
 
 Each command has its own: aembus COMMAND --help"""
@@ -38,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"aembus {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (run.add, look.add_ls, look.add_stats, stress.add, clean.add, doctor.add):
+    for add in (run.add, look.add_ls, look.add_stats, dead.add, stress.add, clean.add, doctor.add):
         add(commands)
     return parser
 

@@ -192,7 +192,7 @@ def _print_summary(bus: str, state_directory: Path | None, summary: Summary) -> 
     if summary.counters:
         print(named_counts(summary.counters))
     if summary.dead_lettered:
-        from aembus.supervisor.dead_letters import default_directory
+        from aembus.supervisor.letter_file import default_directory
 
         print(f"dead letters are kept in {state_directory or default_directory(bus)}")
 

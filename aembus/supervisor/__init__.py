@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aembus.supervisor.configuration import WorkerSpec as WorkerSpec
 
 if TYPE_CHECKING:
+    from aembus.supervisor.dead_letter_box import DeadLetterBox as DeadLetterBox
     from aembus.supervisor.supervisor import Supervisor as Supervisor
 
 
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from aembus.supervisor import supervisor
 
         return supervisor.Supervisor
+    if name == "DeadLetterBox":
+        from aembus.supervisor import dead_letter_box
+
+        return dead_letter_box.DeadLetterBox
     raise AttributeError(f"module 'aembus.supervisor' has no attribute {name!r}")

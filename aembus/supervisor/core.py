@@ -28,11 +28,12 @@ from aembus.shm.registry import RegistryReader, RegistryWriter
 from aembus.shm.segment import Segment
 from aembus.supervisor.configuration import Configuration
 from aembus.supervisor.control import Connection, ControlServer
-from aembus.supervisor.dead_letters import DeadLetters, default_directory
+from aembus.supervisor.dead_letters import DeadLetters
 from aembus.supervisor.departures import Departures
 from aembus.supervisor.hosting import Hosting
 from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.inspection import bus_statistics
+from aembus.supervisor.letter_file import default_directory
 from aembus.supervisor.members import (
     KIND_CLIENT,
     KIND_SUPERVISOR,
@@ -45,6 +46,7 @@ from aembus.supervisor.operations import Operations
 from aembus.supervisor.ownership import BusLock, sweep
 from aembus.supervisor.places import Places
 from aembus.supervisor.publication import Publication
+from aembus.supervisor.replay import Replay
 from aembus.supervisor.requests import Requests
 from aembus.supervisor.restarts import GiveUp, Restart
 from aembus.supervisor.watchdog import Watchdog
@@ -117,6 +119,7 @@ class SupervisorProcess:
 
     async def _run_locked(self) -> Summary:
         configuration = self._configuration
+        self._dead_letters.load()
         self._members = Members(configuration.slots)
         self._inboxes = Inboxes(
             self._bus, self._nonce, configuration.slots, configuration.lane_bytes
@@ -153,6 +156,7 @@ class SupervisorProcess:
                 self._members, self._publication, self._departures, self._requests
             )
             try:
+                self._replay = Replay(self._dead_letters, self._members, sender, hosting)
                 return await self._serve(hosting, bell.descriptor)
             finally:
                 sender.close()
@@ -182,7 +186,10 @@ class SupervisorProcess:
             self.stop,
         )
         self._control = ControlServer(
-            self._bus, operations.table(), self._on_hang_up, self._on_process_gone
+            self._bus,
+            {**operations.table(), **self._replay.table()},
+            self._on_hang_up,
+            self._on_process_gone,
         )
         self._listen_to_signals()
         clock = asyncio.ensure_future(self._watch_clock())

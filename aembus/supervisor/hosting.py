@@ -274,6 +274,12 @@ class Hosting:
         """See Host."""
         return self._send_or_park(Parked(target, job, None, source))
 
+    def send_now(self, target: Target, job: Job) -> int:
+        """Send without parking; return 1, or 0 if the member is not on the bus, or FULL."""
+        if self._parking.is_parked(target.slot):
+            return FULL  # behind those
+        return self._sender.try_send(target, job)
+
     def _send_or_park(self, parked: Parked) -> int:
         try:
             return self._try_send_or_park(parked)

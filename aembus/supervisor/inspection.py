@@ -38,6 +38,8 @@ def bus_statistics(
             "calls": hosting.calls,
             "call_failures": hosting.call_failures,
             "dead_letters": dead_letters.count,
+            "dead_letters_kept": dead_letters.kept,
+            "dead_letters_dropped": dead_letters.dropped,
         },
         "members": [_member_statistics(member, inboxes) for member in members],
         "points": sorted(points.values(), key=lambda p: str(p["name"])),

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -59,6 +61,26 @@ def register_two_kinds(bus: aembus.Bus) -> None:
     bus.register("second", lambda event: None, name="second")
 
 
+def die_when_kept(bus: aembus.Bus) -> None:
+    """Entry point: killed when its first dead letter is kept and not yet marked as dead."""
+    killed = Path(sys.argv[1])
+    control = bus._membership.control
+    request = control.request
+
+    def request_and_die(op: str, **fields: Any) -> dict[str, Any]:
+        answer = request(op, **fields)
+        if op == "undeliverable" and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    control.request = request_and_die  # type: ignore[method-assign]
+
+    @bus.on("bad")
+    def bad(event: aembus.Event) -> None:
+        raise ValueError("bad")
+
+
 @contextmanager
 def running(
     bus_name: str, directory: Path, function: str, count: int = 1
@@ -109,6 +131,28 @@ def test_a_job_that_kills_is_put_aside(bus_name: str, tmp_path: Path) -> None:
         (worker,) = workers(bus_name)
         assert (worker["restarts"], worker["dead_lettered"]) == (3, 1)
         assert adds_up(worker["received"])
+
+
+def test_a_kill_before_the_mark_stores_no_letter_twice(bus_name: str, tmp_path: Path) -> None:
+    """The replacement gives the job back again: one letter, one count, and no further attempt."""
+    killed = tmp_path / "killed"
+    spec = aembus.WorkerSpec(
+        "w", "tests.supervisor.test_workers:die_when_kept", arguments=(str(killed),)
+    )
+    with (
+        aembus.Supervisor(bus_name, workers=[spec], state_directory=tmp_path),
+        aembus.connect(bus_name) as client,
+    ):
+        client.activate("bad")
+        until("it is dead", lambda: workers(bus_name)[0]["dead_lettered"] == 1)
+        found = statistics(bus_name)
+        assert killed.exists()
+        assert workers(bus_name)[0]["restarts"] == 1
+        assert adds_up(found["totals"])
+        assert found["supervisor"]["dead_letters"] == 1
+        (letter,) = DeadLetters(tmp_path).read()
+        assert (letter["attempts"], letter["failures"]) == (1, 1)
+        assert "ValueError: bad" in letter["detail"]
 
 
 def test_redelivery_can_be_declined(bus_name: str, tmp_path: Path) -> None:
