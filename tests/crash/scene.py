@@ -548,6 +548,10 @@ class Scene:
         """Say whether the supervisor's process runs."""
         return self._supervisor is not None and self._supervisor.poll() is None
 
+    def await_at_work(self, name: str) -> None:
+        """Wait until a worker has finished a job since it was started, so that it may be killed."""
+        self.watch(START_S, lambda: name in self.workers_at_work())
+
     def await_state(self, name: str, state: str) -> None:
         """Wait until the registry shows a worker in this state."""
         self._wait(f"{name} is {state}", START_S, lambda: self.view.workers()[name].state == state)

@@ -24,6 +24,7 @@ AROUND = (-8, -2, -1, 0, 1, 8)
 AROUND_BY_HAND = range(-64, 9)
 TIMEOUT_S = 60
 LOG_BYTES_MAX = 100_000
+A_WHILE_S = 0.5
 
 
 def small_bus(bus: str, directory: Path, pages: int) -> str:
@@ -133,5 +134,26 @@ def test_a_supervisor_without_descriptors(make_scene: Callable[..., Scene], spar
         resource.prlimit(scene.supervisor_pid, resource.RLIMIT_NOFILE, limits)
         with aembus.connect(scene.bus) as bus:
             assert bus.activate("crash.nobody") == 0
+        scene.settle()
+        scene.stop()
+
+
+def test_a_worker_that_cannot_be_spawned_is_tried_again(
+    make_scene: Callable[..., Scene],
+) -> None:
+    """A death while descriptors are out is made good once there are some again."""
+    with make_scene(workers=2, producers=1) as scene:
+        scene.be_loud(BUSY)
+        assert scene.watch(TIMEOUT_S, lambda: len(scene.workers_at_work()) == 2)
+        limits = resource.prlimit(scene.supervisor_pid, resource.RLIMIT_NOFILE)
+        few = sum(descriptors(scene.supervisor_pid).values()) - 6
+        resource.prlimit(scene.supervisor_pid, resource.RLIMIT_NOFILE, (few, limits[1]))
+        scene.kill_worker(scene.worker_names[0])
+        other = scene.worker_names[1]
+        finished = scene.finished_by(other)
+        scene.watch(A_WHILE_S)
+        scene.await_finished_by(other, finished + 20)
+        resource.prlimit(scene.supervisor_pid, resource.RLIMIT_NOFILE, limits)
+        scene.forgive_delay()
         scene.settle()
         scene.stop()

@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.required_in_ci]
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
 REUSES = 5
 LATE_MS = 400
-SOON_S = 10.0
 
 # In a PID namespace of its own, where it may say which PID comes next.
 PROGRAM = """
@@ -106,7 +105,7 @@ def test_a_worker_is_taken_over_before_it_is_reaped(
         for name in scene.worker_names:
             pid = scene.worker_pid(name)
             scene.be_loud(0)
-            assert scene.watch(SOON_S, lambda name=name: name in scene.workers_at_work())
+            scene.await_at_work(name)
             scene.kill_worker(name)
             scene.await_state(name, "starting")
             assert process_state(pid) == "Z"
