@@ -98,13 +98,14 @@ class Scene:
         lane_bytes: int = 64 * 1024,
         slots: int = 24,
         stop_timeout_s: float = 2.0,
+        handler_timeout_s: float | None = None,
         replay: str = "",
     ) -> None:
         self.directory = directory
         self.replay = replay
         self.stage = Stage(
             bus, str(directory), "", workers, producers, lane_bytes, slots, seed,
-            stop_timeout_s, "WARNING",
+            stop_timeout_s, handler_timeout_s, "WARNING",
         )  # fmt: skip
         self.faults: deque[str] = deque(maxlen=FAULTS_KEPT)
         self.board = Board(directory / "board", producers)
@@ -336,12 +337,6 @@ class Scene:
         self._end_by_force(process.pid, how)
         process.wait()
         self._spawn_producer(number)
-
-    def kill_whoever_is(self, pid: int) -> None:
-        """Kill the worker that has this PID, if it is one and was not killed yet."""
-        for worker in self._workers.values():
-            if worker.pid == pid != worker.killed_pid:
-                self.kill_worker(worker.name)
 
     def _end_by_force(self, pid: int, number: signal.Signals) -> None:
         self.accounts.ended_by_force.add(pid)

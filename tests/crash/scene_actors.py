@@ -74,6 +74,7 @@ class Stage:
     slots: int
     seed: int
     stop_timeout_s: float
+    handler_timeout_s: float | None
     log_level: str
 
     def to_json(self) -> str:
@@ -277,6 +278,7 @@ def supervise(stage: Stage) -> None:
         lane_bytes=stage.lane_bytes,
         state_directory=stage.state,
         stop_timeout_s=stage.stop_timeout_s,
+        handler_timeout_s=stage.handler_timeout_s,
         log_level=stage.log_level,
     )
     try:

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.required_in_ci]
 
 STREAM = 1 << 31  # no producer's
 PATIENCE_S = 20.0
-LOOKS_ENDLESS_S = 0.3
+HANDLER_TIMEOUT_S = 0.5
 DELIVERED_MEANWHILE = 20
 HARMLESS = ("unencodable result",)  # an event's handler returns it to nobody
 
@@ -31,7 +31,7 @@ def deliveries(scene: Scene, number: int) -> list[Delivery]:
 
 def test_poison(make_scene: Callable[..., Scene]) -> None:
     """A job of whatever kind of poison ends as a dead letter after 3 deaths; the others flow."""
-    with make_scene() as scene:
+    with make_scene(handler_timeout_s=HANDLER_TIMEOUT_S) as scene:
         scene.be_loud(MIXED)
         log = LogWriter(scene.directory, "poisoner")
         for number, kind in zip(itertools.count(1), poisons.KINDS, strict=False):
@@ -56,9 +56,8 @@ def total_restarts(scene: Scene) -> int:
 
 
 def await_the_end(scene: Scene, number: int, kind: str) -> None:
-    """Wait until the job is delivered or a dead letter; kill who works on it for too long."""
+    """Wait until the job is delivered or a dead letter."""
     deadline = time.monotonic() + PATIENCE_S
-    stuck_since: dict[int, float] = {}
     while True:
         scene.watch(0.01)
         found = deliveries(scene, number)
@@ -69,8 +68,4 @@ def await_the_end(scene: Scene, number: int, kind: str) -> None:
         if any(delivery.ended for delivery in found):
             assert kind in HARMLESS
             return
-        now = time.monotonic()
-        for delivery in found:
-            if now - stuck_since.setdefault(delivery.pid, now) > LOOKS_ENDLESS_S:
-                scene.kill_whoever_is(delivery.pid)
-        assert now < deadline, f"{kind} has no end: {found}"
+        assert time.monotonic() < deadline, f"{kind} has no end: {found}"
