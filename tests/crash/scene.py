@@ -99,13 +99,14 @@ class Scene:
         slots: int = 24,
         stop_timeout_s: float = 2.0,
         handler_timeout_s: float | None = None,
+        raise_share: float = 0.002,
         replay: str = "",
     ) -> None:
         self.directory = directory
         self.replay = replay
         self.stage = Stage(
             bus, str(directory), "", workers, producers, lane_bytes, slots, seed,
-            stop_timeout_s, handler_timeout_s, "WARNING",
+            stop_timeout_s, handler_timeout_s, raise_share, "WARNING",
         )  # fmt: skip
         self.faults: deque[str] = deque(maxlen=FAULTS_KEPT)
         self.board = Board(directory / "board", producers)

@@ -50,7 +50,6 @@ PAUSE_S_MAX: Final = 0.012
 BODY_BYTES_MAX: Final = 300
 ROOM_S: Final = 0.2
 SLOW_SHARE: Final = 0.3  # of jobs, so that many a kill meets one in hand
-RAISE_SHARE: Final = 0.002
 BREAK_S: Final = 0.02  # between two looks at a bus that is not there
 
 PLAIN: Final = 0
@@ -63,6 +62,7 @@ class Stage:
     """What every process of a scene is told.
 
     bus: its name.  directory: of logs and board.  state: of the dead letters.
+    raise_share: of the jobs, whose handlers raise.
     """
 
     bus: str
@@ -75,6 +75,7 @@ class Stage:
     seed: int
     stop_timeout_s: float
     handler_timeout_s: float | None
+    raise_share: float
     log_level: str
 
     def to_json(self) -> str:
@@ -230,7 +231,7 @@ class Producer:
         chance = choose.random()
         if chance < SLOW_SHARE:
             wish = choose.randrange(200, 4000)
-        elif chance < SLOW_SHARE + RAISE_SHARE:
+        elif chance < SLOW_SHARE + self._stage.raise_share:
             wish = RAISE
         key = choose.randrange(64) if choose.random() < 0.5 else None
         body = choose.randbytes(choose.randrange(BODY_BYTES_MAX))
