@@ -26,6 +26,7 @@ from aembus.shm import names
 
 log = logging.getLogger("aembus")
 
+TURNED_AWAY_S: Final = 0.1  # between two looks whether there is room again
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 Operation = Callable[["Connection", dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -172,7 +173,13 @@ class ControlServer:
         self.on_hang_up = on_hang_up
         self.on_process_gone = on_process_gone
         self._connections: dict[Connection, asyncio.Task[None]] = {}
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._again: asyncio.TimerHandle | None = None
+        self._spare = _spare_descriptor()  # given up to tell somebody that there is none
+        try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except BaseException:
+            os.close(self._spare)
+            raise
 
     def start(self) -> None:
         """Begin to listen."""
@@ -182,10 +189,10 @@ class ControlServer:
         finally:
             os.umask(before)
         self._socket.listen(512)
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._accept)
+        self._listen()
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
+        try:
             while True:
                 peer, _ = self._socket.accept()
                 peer.setblocking(False)
@@ -193,16 +200,49 @@ class ControlServer:
                 task = asyncio.ensure_future(connection.serve())
                 self._connections[connection] = task
                 task.add_done_callback(functools.partial(self._forget, connection))
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:  # no descriptor, or no memory
+            self._turn_away(error)
+
+    def _turn_away(self, error: OSError) -> None:
+        # Who waits would wait for his time-out, and the loop would be called again and again.
+        refusal = ControlError(
+            f"the supervisor cannot let in anybody now; raise its limits (ulimit -n): {error}"
+        )
+        log.error("%s", refusal)
+        os.close(self._spare)
+        try:
+            peer, _ = self._socket.accept()
+            with peer:
+                peer.setblocking(False)
+                peer.send(pack_frame({"error": error_to_frame(refusal)}))
+        except OSError:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._socket.fileno())
+            self._again = loop.call_later(TURNED_AWAY_S, self._listen)
+        finally:
+            self._spare = _spare_descriptor()
+
+    def _listen(self) -> None:
+        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._accept)
 
     def _forget(self, connection: Connection, task: asyncio.Task[None]) -> None:
         self._connections.pop(connection, None)
         if connection.member is None:
             connection.release()
 
+    def abandon(self) -> None:
+        """Let go of the socket of a server that could not be started."""
+        self._socket.close()
+        os.close(self._spare)
+
     async def close(self) -> None:
         """Stop listening, hang up on everybody, and remove the socket's name."""
+        if self._again is not None:
+            self._again.cancel()
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        self._socket.close()
+        self.abandon()
         self._path.unlink(missing_ok=True)
         tasks = list(self._connections.values())
         for connection in list(self._connections):
@@ -211,3 +251,7 @@ class ControlServer:
             await asyncio.wait(tasks, timeout=1.0)
         for connection in list(self._connections):
             connection.release()
+
+
+def _spare_descriptor() -> int:
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

@@ -17,11 +17,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from aembus.supervisor.configuration import Configuration, WorkerSpec
 from aembus.supervisor.restarts import GiveUp, Restart, RestartHistory, decide
 
 log = logging.getLogger("aembus")
+
+SPAWN_AGAIN_S: Final = 0.5  # after a process could not be made: no descriptors, no memory
 
 
 @dataclass(slots=True)
@@ -30,6 +33,7 @@ class Worker:
 
     handler_timeout_s: how long a handler may run; None: for ever.
     not_started: what it said when it could not start.
+    again: when its replacement is to be spawned.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Worker:
     history: RestartHistory = field(default_factory=RestartHistory)
     not_started: str = ""
     finished_at_start: int = 0
+    again: asyncio.TimerHandle | None = None
 
 
 class Workers:
@@ -50,7 +55,7 @@ class Workers:
         finished: returns how many jobs a worker's inbox has finished, by its name.
         on_death: called at once when a worker's process is dead, before it is reaped, with the
             decision what happens next; may be called while the supervisor stops.
-        on_restart: called just before a replacement is spawned.
+        on_restart: called when a replacement was spawned.
     """
 
     def __init__(
@@ -69,7 +74,6 @@ class Workers:
             for spec in configuration.workers
             for name in spec.worker_names()
         }
-        self._delayed: set[asyncio.TimerHandle] = set()
         self._stopping = False
         self.restarts = 0
 
@@ -108,9 +112,17 @@ class Workers:
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(json.dumps(configuration).encode())
+        try:
+            worker.pidfd = os.pidfd_open(process.pid)
+            asyncio.get_running_loop().add_reader(worker.pidfd, self._on_process_gone, worker)
+        except OSError:  # nobody would see it end
+            process.kill()
+            process.wait()
+            if worker.pidfd >= 0:
+                os.close(worker.pidfd)
+                worker.pidfd = -1
+            raise
         worker.process = process
-        worker.pidfd = os.pidfd_open(process.pid)
-        asyncio.get_running_loop().add_reader(worker.pidfd, self._on_process_gone, worker)
 
     def _on_process_gone(self, worker: Worker) -> None:
         asyncio.get_running_loop().remove_reader(worker.pidfd)
@@ -137,15 +149,22 @@ class Workers:
             decision,
         )
         if isinstance(decision, Restart):
-            loop = asyncio.get_running_loop()
-            handle = loop.call_later(decision.delay_s, self._restart, worker)
-            self._delayed.add(handle)
+            self._restart_later(worker, decision.delay_s)
+
+    def _restart_later(self, worker: Worker, delay_s: float) -> None:
+        worker.again = asyncio.get_running_loop().call_later(delay_s, self._restart, worker)
 
     def _restart(self, worker: Worker) -> None:
-        if not self._stopping:
-            self.restarts += 1
-            self._on_restart(worker)
+        if self._stopping:
+            return
+        try:
             self.spawn(worker)
+        except OSError as error:
+            log.error("worker %s cannot be started, tried again: %s", worker.name, error)
+            self._restart_later(worker, SPAWN_AGAIN_S)
+            return
+        self.restarts += 1
+        self._on_restart(worker)
 
     def running(self) -> list[Worker]:
         """Return the workers that have a process."""
@@ -154,8 +173,9 @@ class Workers:
     def stop_restarting(self) -> None:
         """Replace nobody any more: the bus is about to stop."""
         self._stopping = True
-        for handle in self._delayed:
-            handle.cancel()
+        for worker in self:
+            if worker.again is not None:
+                worker.again.cancel()
 
     async def wait_until_gone(self, timeout_s: float) -> bool:
         """Wait until no worker has a process; False at the time-out."""
