@@ -164,10 +164,14 @@ def sweep_registry(world: World) -> int:
 
 def chosen_lines(places: list[str], every: int, wholly: list[str]) -> list[str]:
     """Return each n-th line, and all of some functions."""
+    functions = [place.partition(" ")[2] for place in places]
+    unknown = [name for name in wholly if not any(f.startswith(name) for f in functions)]
+    if unknown:
+        raise SystemExit(f"no line of these was passed: {unknown}")
     return [
         place
-        for number, place in enumerate(places)
-        if number % every == 0 or any(place.partition(" ")[2].startswith(name) for name in wholly)
+        for number, (place, function) in enumerate(zip(places, functions, strict=True))
+        if number % every == 0 or function.startswith(tuple(wholly))
     ]
 
 

@@ -19,6 +19,7 @@ import posix_ipc
 import pytest
 
 from aembus import bus as bus_module
+from aembus import membership as membership_module
 from aembus.bus import Bus
 from aembus.errors import CorruptSegment, InboxFull
 from aembus.events import Event
@@ -66,7 +67,7 @@ class Desk:
     def forget_parent(self) -> None:
         """As ControlClient.forget_parent."""
 
-    def _join(self, kind: str, name: str) -> dict[str, Any]:
+    def _join(self, **_: Any) -> dict[str, Any]:
         return {
             "nonce": NONCE,
             "name": f"member-{self._slot}",
@@ -131,7 +132,7 @@ class World:
             self.blank = self.image()
             patch = pytest.MonkeyPatch()
             stack.callback(patch.undo)
-            patch.setattr(bus_module, "ControlClient", functools.partial(Desk, self))
+            patch.setattr(membership_module, "ControlClient", functools.partial(Desk, self))
             self._stack = stack.pop_all()
 
     def close(self) -> None:
