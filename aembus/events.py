@@ -249,7 +249,8 @@ class EventStruct:
             return
         event = self._events.get(record.event_id)
         if event is None:
-            # What was in hand may fell its next member, or fail there: that is not passed on.
+            # What was in hand may fell its next member, fail there, or have gone to its group when
+            # somebody died: that is not passed on.
             fresh = not record.attempts
             self._give_back(record, "its event was closed", try_group=fresh)
             return
@@ -343,6 +344,8 @@ class EventStruct:
         self, record: Record, reason: str, *, try_group: bool = False, detail: str = ""
     ) -> None:
         lane = record.lane
+        if try_group:
+            lane.start(record)  # whoever finds it so, if we die here, does not send it on again
         try:
             forwarded = self._undeliverable(record, reason, try_group=try_group, detail=detail)
         except (BusBroken, ControlError) as error:

@@ -236,6 +236,7 @@ static int run_job(Consumer *self, Run *run, const Job *job)
     Py_DECREF(handler);
     if (result == NULL)
         return -1;
+    KILLPOINT("deliver: handler returned");
     Py_DECREF(result);
     Py_CLEAR(self->payload);
     if (self->held == job->taken.begin) /* it is not done yet */

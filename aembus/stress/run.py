@@ -253,9 +253,7 @@ class StressRun:
         )
         failures = verdict.shortcomings(accounts)
         if not self._ended_early:  # else there may not have been time enough
-            floor = verdict.jobs_floor(
-                options.seconds, options.size, kills=killer is not None
-            )
+            floor = verdict.jobs_floor(options.seconds, options.size, kills=killer is not None)
             failures += verdict.idleness(accounts.delivered, floor, self._idle())
         workers_killed, recoveries_s = 0, list[float]()
         if killer is not None:
