@@ -49,7 +49,7 @@ BURST_MAX: Final = 48
 PAUSE_S_MAX: Final = 0.012
 BODY_BYTES_MAX: Final = 300
 ROOM_S: Final = 0.2
-BREAK_S: Final = 0.005  # between two looks at a bus that is not there
+BREAK_S: Final = 0.02  # between two looks at a bus that is not there
 
 PLAIN: Final = 0
 RAISE: Final = 1  # what a job wants of its handler; above: to take so many microseconds
@@ -254,7 +254,8 @@ def be_a_producer(stage: Stage, number: int) -> None:
         try:
             Producer(stage, number, board, log).run()
         except (aembus.BusBroken, aembus.OpenError, aembus.ControlError) as error:
-            report(f"producer {number}: {type(error).__name__}: {error}")
+            if not isinstance(error, aembus.BusNotFound):
+                report(f"producer {number}: {type(error).__name__}: {error}")
         board.report_connected(number, 0)
         time.sleep(BREAK_S)
 

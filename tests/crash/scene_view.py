@@ -6,6 +6,8 @@ The view is no member.  Its mappings outlive the bus.
 from __future__ import annotations
 
 import contextlib
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +19,7 @@ from aembus.shm.lane import LaneCounts
 from aembus.shm.registry import RegistryReader
 from aembus.shm.segment import Segment
 
-CLASSES_COUNTED: Final = (layout.CLASS_NORMAL, layout.CLASS_URGENT)
+SHARED: Final = "descriptors of shared names"
 
 
 class View:
@@ -122,12 +124,19 @@ def names_by_kind(bus: str) -> dict[str, int]:
     return counted
 
 
-def descriptors(pid: int) -> int:
-    """Return how many descriptors a process has open; 0 if it is gone."""
-    try:
-        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    except OSError:
-        return 0
+def descriptors(pid: int) -> dict[str, int]:
+    """Return how many descriptors of each kind a process has open; none if it is gone."""
+    counted: Counter[str] = Counter()
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                target = os.readlink(entry)
+                counted[SHARED if target.startswith("/dev/shm") else _kind(target)] += 1
+    return dict(counted)
+
+
+def _kind(target: str) -> str:
+    return target.partition(":[")[0]
 
 
 def children(pid: int) -> set[int]:

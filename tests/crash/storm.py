@@ -30,8 +30,8 @@ PAIR: Final = "pair"
 SHARES: Final = {WORKER: 60, PRODUCER: 25, SUPERVISOR: 10, PAIR: 5}
 OTHER_ENDS: Final = (signal.SIGSEGV, signal.SIGABRT, signal.SIGUSR2)  # the last by os._exit
 OTHER_SHARE: Final = 0.1
-KILLS_A_ROUND: Final = (5, 14)
-PAUSE_S: Final = 0.08
+KILLS_A_ROUND: Final = (8, 24)
+PAUSE_S: Final = 0.05
 AT_WORK_S: Final = 5.0  # for somebody to get something done, so that it may be killed
 BOOT_SHARE: Final = 0.08  # of workers' deaths, after which the replacement is killed as it starts
 HANG_UP_SHARE: Final = 0.03
@@ -54,6 +54,7 @@ class Figures:
     jobs: dict[str, int] = field(default_factory=dict)
     recovery_ms: dict[str, float] = field(default_factory=dict)
     ready_ms: dict[str, float] = field(default_factory=dict)
+    probes_ms: dict[str, float] = field(default_factory=dict)
     rescued_wakeups: int = 0
     leaks: int = 0
 
@@ -170,6 +171,7 @@ class Storm:
         figures.jobs = asdict(sums)
         figures.recovery_ms = quantiles(scene.recoveries_ms)
         figures.ready_ms = quantiles(scene.ready_ms)
+        figures.probes_ms = quantiles(scene.probes_ms)
         figures.rescued_wakeups = scene.rescued_wakeups
         idle = [n for n in range(scene.stage.producers) if not scene.board.sent(n)]
         if idle or sums.delivered < JOBS_A_KILL * self.kills:
@@ -208,8 +210,9 @@ def table(figures: Figures) -> str:
     for what, values in (
         ("kill to next job", figures.recovery_ms),
         ("kill to ready", figures.ready_ms),
+        ("all probes", figures.probes_ms),
     ):
-        rows += [(f"{what}, {name}", value) for name, value in values.items()]
+        rows += [(f"{what} (ms), {name}", value) for name, value in values.items()]
     rows += [("rescued wake-ups", figures.rescued_wakeups), ("leaks", figures.leaks)]
     rows.append(("rounds / seconds", f"{figures.rounds} / {figures.seconds:.0f}"))
     return "\n".join(f"{name:34} {value}" for name, value in rows)

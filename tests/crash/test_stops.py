@@ -89,8 +89,7 @@ def test_nobodys_inbox_goes_while_a_stopped_member_may_write_to_it(
             stopped = scene.producer_pid(number % scene.stage.producers)
             scene.stop_process(stopped)
             scene.see_off(guest)
-            scene.watch(5.0, lambda pid=scene.guest_pid(guest): not scene.is_listed(pid))
-            assert not scene.is_listed(scene.guest_pid(guest))
+            scene.await_unlisted(guest)
             scene.watch(A_WHILE_S)
             assert names_by_kind(scene.bus)["inbox"] == inboxes + 1
             scene.continue_process(stopped)
