@@ -1,8 +1,8 @@
 """The supervisor's process: builds the bus, runs it in one event loop, and takes it down in order.
 
 Start: lock, sweep, registry and own inbox, services, control socket, workers.
-Stop: close the intakes (listeners, timers), drain the workers, flush outputs, stop everybody, make
-dead letters of what is left, tell the rest that the bus is broken, remove every name.
+Stop: close the intakes (listeners, timers), drain the workers, flush outputs, stop everybody, tell
+the rest that the bus is broken, make dead letters of what is left, remove every name.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ CLOCK_CHECK_S: Final = 0.5
 CLOCK_STEP_NS: Final = 50_000_000
 ABORT_S: Final = 0.4  # between SIGABRT (which dumps the stack) and SIGKILL
 HUNG_UP_S: Final = 1.0  # after that, the end of a connection without a death is told
+END_S: Final = 0.2  # for activations that run when the bus ends
 AGAIN_S: Final = 1.0  # a second signal within this time is the same one
 
 
@@ -366,11 +367,12 @@ class SupervisorProcess:
         hosting.run_last_turns()
         await hosting.stop()
         await self._departures.settle(0.1)
+        # First the end, then what is left: else what is sent in between would be lost.
+        await self._publication.end(END_S)
         for member in self._members:
             if member.kind in (KIND_WORKER, KIND_CLIENT):
                 self._keep_the_rest(member)
         summary = self._summarise()
-        self._writer.publish_broken()
         self._inboxes.ring_all()
         if started:
             await self._control.close()

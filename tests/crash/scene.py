@@ -384,6 +384,12 @@ class Scene:
         process.wait()
         self.bury_supervisor()
 
+    def stop_under_load(self) -> None:
+        """Stop the bus in order while the producers send, and judge what was."""
+        self.note("SIGTERM to the supervisor, under load")
+        self.end_supervisor()
+        self.bury_supervisor()
+
     def bury_supervisor(self) -> float:
         """Judge what a dead supervisor leaves; return how long its workers lived on, seconds."""
         began = time.monotonic()
@@ -703,16 +709,20 @@ class Scene:
 
     def stop_supervisor(self) -> None:
         """Stop the bus with SIGTERM, and see that nothing is left."""
+        self.end_supervisor()
+        self._wait("I5: no worker is left", GONE_S, lambda: not self.worker_pids())
+        left = names_by_kind(self.bus)
+        if left:
+            self.fail(f"I5: left in /dev/shm: {left}")
+
+    def end_supervisor(self) -> None:
+        """Stop the supervisor with SIGTERM."""
         process = self._supervisor
         assert process is not None
         process.terminate()
         said = self.read_line(process, START_S)
         if said != "stopped" or process.wait(START_S):
             self.fail(f"the supervisor did not stop well: {said!r}, {process.returncode}")
-        self._wait("I5: no worker is left", GONE_S, lambda: not self.worker_pids())
-        left = names_by_kind(self.bus)
-        if left:
-            self.fail(f"I5: left in /dev/shm: {left}")
 
     # --- failing ----------------------------------------------------------------------------------
 
