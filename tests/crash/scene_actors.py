@@ -49,6 +49,8 @@ BURST_MAX: Final = 48
 PAUSE_S_MAX: Final = 0.012
 BODY_BYTES_MAX: Final = 300
 ROOM_S: Final = 0.2
+SLOW_SHARE: Final = 0.3  # of jobs, so that many a kill meets one in hand
+RAISE_SHARE: Final = 0.002
 BREAK_S: Final = 0.02  # between two looks at a bus that is not there
 
 PLAIN: Final = 0
@@ -225,9 +227,9 @@ class Producer:
         point = choose.choices((WORK, FRAIL, NEWS), (80, 10, 10))[0]
         wish = PLAIN
         chance = choose.random()
-        if chance < 0.1:
-            wish = choose.randrange(200, 2000)
-        elif chance < 0.102:
+        if chance < SLOW_SHARE:
+            wish = choose.randrange(200, 4000)
+        elif chance < SLOW_SHARE + RAISE_SHARE:
             wish = RAISE
         key = choose.randrange(64) if choose.random() < 0.5 else None
         body = choose.randbytes(choose.randrange(BODY_BYTES_MAX))

@@ -103,6 +103,10 @@ class LogWriter:
         record = _RECORD.pack(kind, 0, point, self._pid, stream, number, 0, 0, jobs, now)
         os.write(self._descriptor, record)
 
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._descriptor)
+
 
 class LogReader:
     """The reading end, of all logs of a scene."""

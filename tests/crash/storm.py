@@ -36,6 +36,7 @@ AT_WORK_S: Final = 5.0  # for somebody to get something done, so that it may be 
 BOOT_SHARE: Final = 0.08  # of workers' deaths, after which the replacement is killed as it starts
 HANG_UP_SHARE: Final = 0.03
 GUEST_SHARE: Final = 0.4  # of rounds
+SETTLED_SHARE: Final = 0.5  # of the supervisor's deaths, of whose rounds else less can be said
 STOP_SHARE: Final = 0.3
 JOBS_A_KILL: Final = 5  # at least, else the run proves nothing
 NS: Final = 1e9
@@ -88,17 +89,21 @@ class Storm:
             scene.watch(choose.expovariate(1 / self._pause_s))
             if choose.random() < STOP_SHARE / 10:
                 self._stop_somebody()
-            if guest and choose.random() < 0.3:
+            if choose.random() < 0.3:
                 guest = self._see_off(guest)
             what = choose.choices([*SHARES], [*SHARES.values()])[0]
             self.figures.kills[what] += 1
             if what == SUPERVISOR:
+                if choose.random() < SETTLED_SHARE:
+                    self._see_off(guest)
+                    scene.settle()
+                    scene.be_loud(choose.choice(MODES))
+                    scene.watch(choose.random() * 0.2)
                 scene.kill_supervisor()
                 scene.restart_after_death()
                 return
             self._kill(what)
-        if guest:
-            self._see_off(guest)
+        self._see_off(guest)
         scene.settle()
 
     def _kill(self, what: str) -> None:
@@ -146,6 +151,8 @@ class Storm:
         return guest
 
     def _see_off(self, guest: str) -> str:
+        if not guest:
+            return ""
         how = self._random.choice((signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1))
         word = {signal.SIGTERM: "leaves", signal.SIGKILL: "is killed", signal.SIGUSR1: "hangs up"}
         self.figures.other[f"guest {word[how]}"] += 1

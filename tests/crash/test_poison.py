@@ -46,6 +46,7 @@ def test_poison(make_scene: Callable[..., Scene]) -> None:
             assert deaths <= DEATHS_MAX
             assert scene.supervisor_pid == supervisor
             scene.await_finished(finished + DELIVERED_MEANWHILE)
+        log.close()
         scene.stop()
 
 
