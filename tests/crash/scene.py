@@ -410,7 +410,7 @@ class Scene:
         self._judge_accounts()
         self.sums.add(self.accounts.sums)
         if self._view is not None:
-            self.rescued_wakeups += self._rescued_now()
+            self.rescued_wakeups += self.rescued_now()
         return took_s
 
     def _all_disconnected(self) -> bool:
@@ -678,7 +678,8 @@ class Scene:
         members = len(self.view.members())
         return {k: v + members if k.endswith(SHARED) else v for k, v in now.items()}
 
-    def _rescued_now(self) -> int:
+    def rescued_now(self) -> int:
+        """Return how often a worker was woken by the bound of its sleep, in this life."""
         return sum(
             self.view.word(member.inbox_id, layout.RESCUED_WAKEUPS)
             for member in self.view.workers().values()
@@ -696,7 +697,7 @@ class Scene:
             if times_ms and statistics.median(times_ms) > limit_s * 1000:
                 self.fail(f"{what} takes longer than {limit_s} s: {sorted(times_ms)}")
         self.sums.add(self.accounts.sums)
-        self.rescued_wakeups += self._rescued_now()
+        self.rescued_wakeups += self.rescued_now()
         self.board.end()
         for number, process in self._producers.items():
             try:
