@@ -128,32 +128,44 @@ class SupervisorProcess:
             )
             self._hosting: Hosting | None = None
             self._publication.publish_now()
-            bell = open_bell(self._bus, self._nonce, me.inbox_id, layout.BELL_DESCRIPTOR)
-            assert isinstance(bell, PipeBell)
-            name = self._inboxes.name(me.inbox_id)
-            inbox = Inbox(Segment.open(name, layout.INBOX_MAGIC), bell)
-            reader = RegistryReader.open(registry_name)
-            sender = Sender(self._bus, self._nonce, me.slot, me.incarnation, reader, inbox.wait)
-            self._departures = Departures(
-                self._nonce,
-                self._members,
-                self._inboxes,
-                self._publication,
-                sender,
-                self._dead_letters,
-            )
-            hosting = Hosting(inbox, sender, self._departures.keep_parked)
-            self._hosting = self._departures.hosting = hosting
+            inbox, descriptor = self._open_inbox(me)
             try:
-                return await self._serve(hosting, bell.descriptor)
+                return await self._run_member(me, inbox, descriptor)
             finally:
-                sender.close()
                 inbox.close()
-                reader.close()
         finally:
             self._writer.publish_broken()
             self._inboxes.remove_all()
             self._writer.close()
+
+    def _open_inbox(self, me: Member) -> tuple[Inbox, int]:
+        segment = Segment.open(self._inboxes.name(me.inbox_id), layout.INBOX_MAGIC)
+        try:
+            bell = open_bell(self._bus, self._nonce, me.inbox_id, layout.BELL_DESCRIPTOR)
+        except BaseException:
+            segment.close()
+            raise
+        assert isinstance(bell, PipeBell)
+        return Inbox(segment, bell), bell.descriptor
+
+    async def _run_member(self, me: Member, inbox: Inbox, descriptor: int) -> Summary:
+        reader = RegistryReader.open(self._writer.name)
+        sender = Sender(self._bus, self._nonce, me.slot, me.incarnation, reader, inbox.wait)
+        self._departures = Departures(
+            self._nonce,
+            self._members,
+            self._inboxes,
+            self._publication,
+            sender,
+            self._dead_letters,
+        )
+        hosting = Hosting(inbox, sender, self._departures.keep_parked)
+        self._hosting = self._departures.hosting = hosting
+        try:
+            return await self._serve(hosting, descriptor)
+        finally:
+            sender.close()
+            reader.close()
 
     async def _serve(self, hosting: Hosting, descriptor: int) -> Summary:
         self._workers = Workers(
@@ -376,6 +388,8 @@ class SupervisorProcess:
         self._inboxes.ring_all()
         if started:
             await self._control.close()
+        else:
+            self._control.abandon()
         return summary
 
     async def _drain(self, hosting: Hosting, timeout_s: float) -> None:
