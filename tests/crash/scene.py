@@ -39,7 +39,7 @@ from aembus.supervisor.dead_letters import DeadLetters
 from tests.crash.scene_accounts import Accounts, Letter, Sums
 from tests.crash.scene_actors import Stage, worker_names
 from tests.crash.scene_board import Board
-from tests.crash.scene_log import LogReader
+from tests.crash.scene_log import POINTS, LogReader
 from tests.crash.scene_view import SHARED, View, children, descriptors, names_by_kind
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -125,6 +125,7 @@ class Scene:
         self._killed_at_ns: dict[str, tuple[int, int]] = {}  # worker → when, its PID then
         self._baseline: dict[str, int] = {}
         self.accounts = Accounts()
+        self._letters_read = 0
 
     # --- beginning and end ------------------------------------------------------------------------
 
@@ -188,15 +189,7 @@ class Scene:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the scene's processes."""
-        inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        return {
-            **inherited,
-            "PYTHONPATH": os.pathsep.join([str(SOURCES), str(ROOT)]),
-            # So many processes are started that compiling the modules for each would take longer
-            # than anything else; in a place of its own, for the sources may be changed ones.
-            "PYTHONPYCACHEPREFIX": str(self.directory / "compiled"),
-            "AEMBUS_SCENE": self.bus,
-        }
+        return environment(self.bus, self.directory)
 
     def start_supervisor(self, **environment: str) -> None:
         """Start a supervisor, which must succeed at the first try, and wait until it is ready."""
@@ -209,6 +202,7 @@ class Scene:
         state = str(self.directory / f"state-{self.lives}")
         self.stage = Stage(**{**_fields(self.stage), "state": state})
         self.accounts = Accounts()
+        self._letters_read = 0
         self._supervisor = self.spawn("supervisor")
 
     def await_ready(self) -> None:
@@ -620,13 +614,16 @@ class Scene:
 
     def _new_letters(self) -> Iterator[Letter]:
         letters = list(DeadLetters(Path(self.stage.state)).read())
-        for letter in letters[self.accounts.sums.dead_lettered :]:
-            stream, number, *_ = msgpack.unpackb(letter["payload"])
+        for letter in letters[self._letters_read :]:
+            job = None  # of no concern of the accounts: an answer to a producer that is gone
+            if letter["point"] in POINTS.values():
+                stream, number, *_ = msgpack.unpackb(letter["payload"])
+                job = (stream, number)
             _, inbox_id, _, origin, lane_number = letter["identity"]
             yield Letter(
-                (stream, number), inbox_id, origin, lane_number, letter["attempts"],
-                letter["reason"],
+                job, inbox_id, origin, lane_number, letter["attempts"], letter["reason"]
             )  # fmt: skip
+        self._letters_read = len(letters)
 
     def _judge_accounts(self) -> None:
         if self.accounts.wrong:
@@ -761,6 +758,19 @@ class Scene:
         self._errors.flush()
         text = (self.directory / "stderr").read_text(errors="replace")
         return text.splitlines()[-40:]
+
+
+def environment(bus: str, directory: Path) -> dict[str, str]:
+    """Return the environment of the processes of a scene that keeps its files in `directory`."""
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join([str(SOURCES), str(ROOT)]),
+        # So many processes are started that compiling the modules for each would take longer
+        # than anything else; in a place of its own, for the sources may be changed ones.
+        "PYTHONPYCACHEPREFIX": str(directory / "compiled"),
+        "AEMBUS_SCENE": bus,
+    }
 
 
 def _fields(stage: Stage) -> dict[str, object]:

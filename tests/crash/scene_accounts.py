@@ -41,7 +41,7 @@ class Lane(NamedTuple):
 class Letter(NamedTuple):
     """A dead letter: the job, the lane that it was in (by inbox and origin), its attempts."""
 
-    job: Job
+    job: Job | None
     inbox_id: object
     origin: int
     lane_number: int
@@ -202,8 +202,9 @@ class Accounts:
 
     def take_letter(self, letter: Letter) -> None:
         """Take in a dead letter."""
-        self.sums.dead_lettered += 1
-        self._letters[letter.job].append(letter)
+        if letter.job is not None:
+            self.sums.dead_lettered += 1
+            self._letters[letter.job].append(letter)
         self._dead_in_lane[letter.inbox_id, letter.origin] += 1
 
     def deliveries(self, job: Job) -> list[Delivery]:
