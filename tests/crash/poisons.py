@@ -55,7 +55,7 @@ def _recursion() -> object:
     return _deeper(0)
 
 
-def _deeper(level: int) -> object:
+def _deeper(level: int) -> int:
     # Through C each time, so that the machine's stack is what runs out.
     return max((level,), key=_deeper)
 

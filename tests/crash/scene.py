@@ -17,6 +17,7 @@ default those beside these tests.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import select
@@ -200,7 +201,7 @@ class Scene:
         """Start a supervisor, and do not wait."""
         self.lives += 1
         state = str(self.directory / f"state-{self.lives}")
-        self.stage = Stage(**{**_fields(self.stage), "state": state})
+        self.stage = dataclasses.replace(self.stage, state=state)
         self.accounts = Accounts()
         self._letters_read = 0
         self._supervisor = self.spawn("supervisor")
@@ -393,11 +394,7 @@ class Scene:
         self.board.be_quiet()
         self._wait("workers end after their supervisor", GONE_S, lambda: not self.worker_pids())
         took_s = time.monotonic() - began
-        for guest in self._guests.values():
-            self._wait("a guest ends", GONE_S, lambda guest=guest: guest.poll() is not None)
-            assert guest.stdout is not None
-            guest.stdout.close()
-        self._guests.clear()
+        self._await_guests()
         self._wait("producers notice", GONE_S, self._all_disconnected)
         self.take_logs()
         self.accounts.settle_broken(self.view.queued_anywhere() if self._view else 0)
@@ -771,10 +768,6 @@ def environment(bus: str, directory: Path) -> dict[str, str]:
         "PYTHONPYCACHEPREFIX": str(directory / "compiled"),
         "AEMBUS_SCENE": bus,
     }
-
-
-def _fields(stage: Stage) -> dict[str, object]:
-    return {name: getattr(stage, name) for name in stage.__slots__}
 
 
 def new_seed() -> int:
