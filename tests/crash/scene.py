@@ -539,6 +539,24 @@ class Scene:
                 return False
             time.sleep(min(TICK_S, left_s))
 
+    @staticmethod
+    def pass_time(seconds: float) -> None:
+        """Let time pass without a look at anybody."""
+        time.sleep(seconds)
+
+    def supervisor_lives(self) -> bool:
+        """Say whether the supervisor's process runs."""
+        return self._supervisor is not None and self._supervisor.poll() is None
+
+    @staticmethod
+    def is_alive(pid: int) -> bool:
+        """Say whether a process runs, and is no zombie."""
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state != "Z"
+
     def settle(self) -> None:
         """Let everything come to rest and ask the six questions."""
         self.board.be_quiet()
