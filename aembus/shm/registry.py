@@ -91,6 +91,7 @@ class RegistryWriter:
         self._segment = Segment.create(
             name, layout.REGISTRY_MAGIC, size, slots=0, lane_bytes=0, reserve_bytes=size
         )
+        self.name = name
         self._half_bytes = half_bytes
         self.generation = 0
 

@@ -199,6 +199,10 @@ class ControlServer:
         if connection.member is None:
             connection.release()
 
+    def abandon(self) -> None:
+        """Let go of the socket of a server that could not be started."""
+        self._socket.close()
+
     async def close(self) -> None:
         """Stop listening, hang up on everybody, and remove the socket's name."""
         asyncio.get_running_loop().remove_reader(self._socket.fileno())

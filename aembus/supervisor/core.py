@@ -1,8 +1,8 @@
 """The supervisor's process: builds the bus, runs it in one event loop, and takes it down in order.
 
 Start: lock, sweep, registry and own inbox, services, control socket, workers.
-Stop: close the intakes (listeners, timers), drain the workers, flush outputs, stop everybody, make
-dead letters of what is left, tell the rest that the bus is broken, remove every name.
+Stop: close the intakes (listeners, timers), drain the workers, flush outputs, stop everybody, tell
+the rest that the bus is broken, make dead letters of what is left, remove every name.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ CLOCK_CHECK_S: Final = 0.5
 CLOCK_STEP_NS: Final = 50_000_000
 ABORT_S: Final = 0.4  # between SIGABRT (which dumps the stack) and SIGKILL
 HUNG_UP_S: Final = 1.0  # after that, the end of a connection without a death is told
+END_S: Final = 0.2  # for activations that run when the bus ends
 AGAIN_S: Final = 1.0  # a second signal within this time is the same one
 
 
@@ -131,37 +132,47 @@ class SupervisorProcess:
             )
             self._hosting: Hosting | None = None
             self._publication.publish_now()
-            bell = open_bell(self._bus, self._nonce, me.inbox_id, layout.BELL_DESCRIPTOR)
-            assert isinstance(bell, PipeBell)
-            name = self._inboxes.name(me.inbox_id)
-            inbox = Inbox(Segment.open(name, layout.INBOX_MAGIC), bell)
-            reader = RegistryReader.open(registry_name)
-            sender = Sender(self._bus, self._nonce, me.slot, me.incarnation, reader, inbox.wait)
-            self._departures = Departures(
-                self._nonce,
-                self._members,
-                self._inboxes,
-                self._publication,
-                sender,
-                self._dead_letters,
-            )
-            hosting = Hosting(inbox, sender, self._departures.keep_parked)
-            self._hosting = self._departures.hosting = hosting
-            self._requests = Requests(self._members, self._inboxes, self._departures, hosting)
-            self._departures.on_given_up = self._requests.on_given_up
-            self._places = Places(
-                self._members, self._publication, self._departures, self._requests
-            )
+            inbox, descriptor = self._open_inbox(me)
             try:
-                return await self._serve(hosting, bell.descriptor)
+                return await self._run_member(me, inbox, descriptor)
             finally:
-                sender.close()
                 inbox.close()
-                reader.close()
         finally:
             self._writer.publish_broken()
             self._inboxes.remove_all()
             self._writer.close()
+
+    def _open_inbox(self, me: Member) -> tuple[Inbox, int]:
+        segment = Segment.open(self._inboxes.name(me.inbox_id), layout.INBOX_MAGIC)
+        try:
+            bell = open_bell(self._bus, self._nonce, me.inbox_id, layout.BELL_DESCRIPTOR)
+        except BaseException:
+            segment.close()
+            raise
+        assert isinstance(bell, PipeBell)
+        return Inbox(segment, bell), bell.descriptor
+
+    async def _run_member(self, me: Member, inbox: Inbox, descriptor: int) -> Summary:
+        reader = RegistryReader.open(self._writer.name)
+        sender = Sender(self._bus, self._nonce, me.slot, me.incarnation, reader, inbox.wait)
+        self._departures = Departures(
+            self._nonce,
+            self._members,
+            self._inboxes,
+            self._publication,
+            sender,
+            self._dead_letters,
+        )
+        hosting = Hosting(inbox, sender, self._departures.keep_parked)
+        self._hosting = self._departures.hosting = hosting
+        self._requests = Requests(self._members, self._inboxes, self._departures, hosting)
+        self._departures.on_given_up = self._requests.on_given_up
+        self._places = Places(self._members, self._publication, self._departures, self._requests)
+        try:
+            return await self._serve(hosting, descriptor)
+        finally:
+            sender.close()
+            reader.close()
 
     async def _serve(self, hosting: Hosting, descriptor: int) -> Summary:
         self._workers = Workers(
@@ -383,14 +394,17 @@ class SupervisorProcess:
         hosting.run_last_turns()
         await hosting.stop()
         await self._departures.settle(0.1)
+        # First the end, then what is left: else what is sent in between would be lost.
+        await self._publication.end(END_S)
         for member in self._members:
             if member.kind in (KIND_WORKER, KIND_CLIENT):
                 self._keep_the_rest(member)
         summary = self._summarise()
-        self._writer.publish_broken()
         self._inboxes.ring_all()
         if started:
             await self._control.close()
+        else:
+            self._control.abandon()
         return summary
 
     async def _drain(self, hosting: Hosting, timeout_s: float) -> None:

@@ -59,6 +59,9 @@ class BusLock:
                     "a supervisor runs this bus already; stop it, or choose another name "
                     f"(--bus NAME), bus={self._bus!r}, pid={holder}"
                 ) from error
+            except OSError:
+                os.close(descriptor)
+                raise
             # The last holder removes the file before it lets go: then this is a file of no name.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):

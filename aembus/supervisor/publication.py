@@ -8,9 +8,11 @@ acknowledge only when somebody waits for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
+from aembus.shm import layout
 from aembus.shm.registry import RegistryWriter
 from aembus.supervisor.members import Member, Members
 
@@ -43,6 +45,7 @@ class Publication:
         self._scheduled: asyncio.TimerHandle | None = None
         self._acknowledgements: list[tuple[int, asyncio.Future[None]]] = []
         self._last = 0.0
+        self._ended = False
 
     @property
     def generation(self) -> int:
@@ -52,12 +55,12 @@ class Publication:
     async def publish(self) -> int:
         """Publish what changed, together with others' changes; return the generation that has it.
 
-        Raises OutOfSharedMemory if the document is too long.
+        Raises OutOfSharedMemory if the document is too long.  Never returns after `end`.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
         self._waiting.append(future)
-        if self._scheduled is None:
+        if self._scheduled is None and not self._ended:
             pause = PAUSE_S + PAUSE_S_A_MEMBER * len(self._members)
             self._scheduled = loop.call_at(max(self._last + pause, loop.time()), self.publish_now)
         return await future
@@ -83,6 +86,18 @@ class Publication:
         self._on_published()
         if waiting:
             self._last = asyncio.get_running_loop().time()
+
+    async def end(self, timeout_s: float) -> None:
+        """Publish that the bus is broken, and wait until nobody's activation runs any more.
+
+        Nothing is published after that.  Who takes longer than `timeout_s` is not waited for.
+        """
+        self._ended = True
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+        self._writer.publish_broken()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.passed(layout.GENERATION_BROKEN), timeout_s)
 
     async def passed(self, generation: int) -> None:
         """Wait until no live member has an activation under an older generation running.

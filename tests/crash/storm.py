@@ -1,0 +1,271 @@
+"""Random faults under load: ``python -m tests.crash.storm --kills 10000 --seed 1``.
+
+Rounds follow each other on one scene: the producers are let loose, in a mode by chance, some
+members are killed at random moments, and then the scene settles and its six questions are asked.
+A supervisor's death ends a round and the bus with it; the next one starts on what it left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.crash.scene import Scene, new_seed
+from tests.crash.scene_board import MODES
+
+WORKER: Final = "worker"
+PRODUCER: Final = "producer"
+SUPERVISOR: Final = "supervisor"
+PAIR: Final = "pair"
+SHARES: Final = {WORKER: 60, PRODUCER: 25, SUPERVISOR: 10, PAIR: 5}
+OTHER_ENDS: Final = (signal.SIGSEGV, signal.SIGABRT, signal.SIGUSR2)  # the last by os._exit
+OTHER_SHARE: Final = 0.1
+KILLS_A_ROUND: Final = (8, 24)
+PAUSE_S: Final = 0.05
+AT_WORK_S: Final = 5.0  # for somebody to get something done, so that it may be killed
+BOOT_SHARE: Final = 0.08  # of workers' deaths, after which the replacement is killed as it starts
+HANG_UP_SHARE: Final = 0.03
+GUEST_SHARE: Final = 0.4  # of rounds
+SETTLED_SHARE: Final = 0.5  # of the supervisor's deaths, of whose rounds else less can be said
+STOP_SHARE: Final = 0.3
+JOBS_A_KILL: Final = 5  # at least, else the run proves nothing
+NS: Final = 1e9
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a storm came to."""
+
+    seed: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    other: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+    seconds: float = 0.0
+    jobs: dict[str, int] = field(default_factory=dict)
+    recovery_ms: dict[str, float] = field(default_factory=dict)
+    ready_ms: dict[str, float] = field(default_factory=dict)
+    probes_ms: dict[str, float] = field(default_factory=dict)
+    rescued_wakeups: int = 0
+    leaks: int = 0
+
+
+class Storm:
+    """Faults by chance, done to one scene.
+
+    Args:
+        pause_s: the mean time between two.
+    """
+
+    def __init__(self, scene: Scene, seed: int, pause_s: float = PAUSE_S) -> None:
+        self.scene = self._scene = scene
+        self._pause_s = pause_s
+        self._random = random.Random(f"storm {seed}")
+        self.figures = Figures(seed)
+
+    @property
+    def kills(self) -> int:
+        """How many were done."""
+        return self.figures.kills.total()
+
+    def round(self, kills_max: int) -> None:
+        """Let the producers loose, kill, settle."""
+        scene, choose = self._scene, self._random
+        self.figures.rounds += 1
+        scene.be_loud(choose.choice(MODES))
+        guest = self._invite()
+        kills_max = min(kills_max, choose.randint(*KILLS_A_ROUND))
+        for _ in range(kills_max):
+            scene.watch(choose.expovariate(1 / self._pause_s))
+            if choose.random() < STOP_SHARE / 10:
+                self._stop_somebody()
+            if choose.random() < 0.3:
+                guest = self._see_off(guest)
+            what = choose.choices([*SHARES], [*SHARES.values()])[0]
+            self.figures.kills[what] += 1
+            if what == SUPERVISOR:
+                if choose.random() < SETTLED_SHARE:
+                    self._see_off(guest)
+                    scene.settle()
+                    scene.be_loud(choose.choice(MODES))
+                    scene.watch(choose.random() * 0.2)
+                scene.kill_supervisor()
+                scene.restart_after_death()
+                return
+            self._kill(what)
+        self._see_off(guest)
+        scene.settle()
+
+    def _kill(self, what: str) -> None:
+        if what in (WORKER, PAIR):
+            self._kill_worker()
+        if what in (PRODUCER, PAIR):
+            self._kill_producer()
+
+    def _end(self) -> signal.Signals:
+        choose = self._random
+        end = choose.choice(OTHER_ENDS) if choose.random() < OTHER_SHARE else signal.SIGKILL
+        self.figures.ends["os._exit" if end == signal.SIGUSR2 else end.name] += 1
+        return end
+
+    def _kill_worker(self) -> None:
+        scene, choose = self._scene, self._random
+        if not scene.watch(AT_WORK_S, lambda: bool(scene.workers_at_work())):
+            scene.fail(f"I1: no worker gets anything done in {AT_WORK_S} s")
+        name = choose.choice(scene.workers_at_work())
+        if choose.random() < HANG_UP_SHARE:
+            self.figures.other["hang-up of a worker"] += 1
+            scene.worker_hangs_up(name)
+            return
+        scene.kill_worker(name, self._end())
+        if choose.random() < BOOT_SHARE:
+            # It must have come that far; then at any moment of its start.
+            if scene.watch(AT_WORK_S, lambda: bool(scene.workers_starting())):
+                scene.watch(choose.random() * 0.15)
+                starting = scene.workers_starting()
+                if starting:
+                    self.figures.other["worker killed while it started"] += 1
+                    scene.kill_starting_worker(choose.choice(starting))
+
+    def _kill_producer(self) -> None:
+        scene = self._scene
+        if not scene.watch(AT_WORK_S, lambda: bool(scene.producers_connected())):
+            scene.fail(f"I1: no producer gets onto the bus in {AT_WORK_S} s")
+        scene.kill_producer(self._random.choice(scene.producers_connected()), self._end())
+
+    def _invite(self) -> str:
+        if self._random.random() >= GUEST_SHARE:
+            return ""
+        guest = self._scene.invite()
+        self._scene.await_guest(guest)
+        return guest
+
+    def _see_off(self, guest: str) -> str:
+        if not guest:
+            return ""
+        how = self._random.choice((signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1))
+        word = {signal.SIGTERM: "leaves", signal.SIGKILL: "is killed", signal.SIGUSR1: "hangs up"}
+        self.figures.other[f"guest {word[how]}"] += 1
+        self._scene.see_off(guest, how)
+        return ""
+
+    def _stop_somebody(self) -> None:
+        scene, choose = self._scene, self._random
+        pids = [scene.worker_pid(n) for n in scene.workers_at_work()]
+        pids += [scene.producer_pid(n) for n in scene.producers_connected()]
+        if pids:
+            self.figures.other["stopped for a while"] += 1
+            pid = choose.choice(pids)
+            scene.stop_process(pid)
+            scene.watch(choose.uniform(0.02, 0.15))
+            scene.continue_process(pid)
+
+    def finish(self) -> Figures:
+        """Stop the scene, and return the figures.  Raises Violation if too little was done."""
+        scene, figures = self._scene, self.figures
+        scene.stop()
+        sums = scene.sums
+        figures.jobs = asdict(sums)
+        figures.recovery_ms = quantiles(scene.recoveries_ms)
+        figures.ready_ms = quantiles(scene.ready_ms)
+        figures.probes_ms = quantiles(scene.probes_ms)
+        figures.rescued_wakeups = scene.rescued_wakeups
+        idle = [n for n in range(scene.stage.producers) if not scene.board.sent(n)]
+        if idle or sums.delivered < JOBS_A_KILL * self.kills:
+            scene.fail(f"too little was done: {sums}, idle producers: {idle}")
+        if self.kills >= 100 and not sums.redelivered:
+            scene.fail(f"no kill met a job in hand: {sums}")
+        return figures
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    """Return the median, the 99th percentile and the largest of some values."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    place = len(ordered) - 1
+    return {
+        "count": len(ordered),
+        "p50": round(ordered[place // 2], 1),
+        "p99": round(ordered[int(place * 0.99)], 1),
+        "max": round(ordered[-1], 1),
+    }
+
+
+def replay_command(kills: int, seed: int) -> str:
+    """Return the command that plays a storm again."""
+    return f"python -m tests.crash.storm --kills {kills} --seed {seed}"
+
+
+def table(figures: Figures) -> str:
+    """Return the figures for people."""
+    rows: list[tuple[str, Any]] = [("seed", figures.seed)]
+    rows += [(f"kills: {what}", number) for what, number in sorted(figures.kills.items())]
+    rows += [(f"ended by {what}", number) for what, number in sorted(figures.ends.items())]
+    rows += [(f"also: {what}", number) for what, number in sorted(figures.other.items())]
+    rows += [(f"jobs {what}", number) for what, number in figures.jobs.items()]
+    for what, values in (
+        ("kill to next job", figures.recovery_ms),
+        ("kill to ready", figures.ready_ms),
+        ("all probes", figures.probes_ms),
+    ):
+        rows += [(f"{what} (ms), {name}", value) for name, value in values.items()]
+    rows += [("rescued wake-ups", figures.rescued_wakeups), ("leaks", figures.leaks)]
+    rows.append(("rounds / seconds", f"{figures.rounds} / {figures.seconds:.0f}"))
+    return "\n".join(f"{name:34} {value}" for name, value in rows)
+
+
+def run(scene: Scene, seed: int, kills: int, progress: bool = False) -> Figures:
+    """Do so many kills to a scene, and return the figures."""
+    began = time.monotonic()
+    storm = Storm(scene, seed)
+    with scene:
+        scene.settle()
+        while storm.kills < kills:
+            storm.round(kills - storm.kills)
+            if progress:
+                seconds = time.monotonic() - began
+                print(
+                    f"{seconds:7.0f} s  {storm.kills} of {kills} kills", file=sys.stderr, flush=True
+                )
+        storm.figures.seconds = time.monotonic() - began
+        return storm.finish()
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.crash.storm",
+        description=__doc__,
+        epilog="example: python -m tests.crash.storm --kills 300 --seed 7 --json storm.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--kills", type=int, default=300, help="how many (default: 300)")
+    parser.add_argument("--seed", type=int, default=None, help="of chance (default: a new one)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    seed = new_seed() if options.seed is None else options.seed
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with tempfile.TemporaryDirectory(prefix="aembus-storm-") as directory:
+        scene = Scene(
+            f"storm-{seed}", Path(directory), seed, replay=replay_command(options.kills, seed)
+        )
+        figures = run(scene, seed, options.kills, progress=True)
+    print(table(figures))
+    if options.json:
+        options.json.write_text(json.dumps(asdict(figures), indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
