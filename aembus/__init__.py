@@ -38,6 +38,7 @@ from aembus.events import EventStruct as EventStruct
 from aembus.events import EventStructStatistics as EventStructStatistics
 from aembus.job import Identity as Identity
 from aembus.job import Job as Job
+from aembus.killpoints import killpoint as killpoint
 from aembus.points import ActivationPoint as ActivationPoint
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ __all__ = [
     "VersionMismatch",
     "WorkerSpec",
     "connect",
+    "killpoint",
 ]
 
 

@@ -37,6 +37,15 @@
 
 #pragma GCC visibility push(hidden) /* of all names only PyInit__lane concerns anybody else */
 
+/* --- points where tests kill the process; nothing at all in a normal build ----------------------*/
+
+#ifdef AEMBUS_KILLPOINTS
+void lane_killpoint(const char *name); /* tests/crash/points/killpoints.c */
+#define KILLPOINT(name) lane_killpoint(name)
+#else
+#define KILLPOINT(name) ((void)0)
+#endif
+
 /* --- layout.py's numbers; the module has them as LAYOUT, and a test compares ------------------*/
 
 enum {

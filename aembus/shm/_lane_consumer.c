@@ -153,6 +153,7 @@ int lane_take(Consumer *self, Taken *taken)
         if (after == capacity)
             end -= after; /* the next record begins at the ring's start */
         self->taken = taken->end = end;
+        KILLPOINT("take: taken");
         taken->offset = offset;
         if ((header->state & STATE_MASK) < STATE_DONE)
             return 1;
@@ -205,6 +206,7 @@ static void count(Consumer *self, int offset, uint64_t sequence, uint64_t record
     uint64_t ahead = (sequence - head) & COUNT_MASK;
     if (counted == 0 || !(ahead <= last_counted && last_counted <= self->memory.capacity))
         store(word, (sequence & COUNT_MASK) << 32 | ((counted + records) & COUNT_MASK));
+    KILLPOINT("finish: counted");
 }
 
 typedef struct {
@@ -256,6 +258,7 @@ int lane_finish(Consumer *self, uint64_t begin, uint64_t end, uint64_t state)
     }
     self->head = head;
     store(word_at(&self->memory, LANE_HEAD), head); /* SYNC POINT: gives room back */
+    KILLPOINT("finish: head stored");
     return found;
 }
 
@@ -290,6 +293,7 @@ static PyObject *finish_as(Consumer *self, PyObject *object, uint64_t state)
     if (record == NULL)
         return NULL;
     store_state(self, &record->taken, state);
+    KILLPOINT("finish: state stored");
     if (lane_finish(self, record->taken.begin, record->taken.end, state) < 0)
         return NULL;
     Py_RETURN_NONE;

@@ -64,17 +64,22 @@ static inline uint64_t start(Consumer *self, const Taken *taken)
     uint64_t attempt = taken->header.state >> STATE_ATTEMPT_SHIFT;
     if (attempt < STATE_ATTEMPT_MAX) /* else a producer wrote nonsense there */
         attempt++;
+    KILLPOINT("start: taken");
     store_state(self, taken, STATE_STARTED | attempt << STATE_ATTEMPT_SHIFT);
+    KILLPOINT("start: started");
     return attempt;
 }
 
 /* Store DONE and move head over every finished record in front; 0, or -1 with an exception. */
 static inline int done(Consumer *self, const Taken *taken)
 {
+    KILLPOINT("done: handled");
     store_state(self, taken, STATE_DONE);
+    KILLPOINT("done: done");
     if (taken->begin == self->head && PyDict_GET_SIZE(self->finished) == 0) {
         self->head = taken->end;
         store(word_at(&self->memory, LANE_HEAD), self->head); /* SYNC POINT: gives room back */
+        KILLPOINT("done: head stored");
         return 0;
     }
     return lane_finish(self, taken->begin, taken->end, STATE_DONE);

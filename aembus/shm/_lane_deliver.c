@@ -236,6 +236,7 @@ static int run_job(Consumer *self, Run *run, const Job *job)
     Py_DECREF(handler);
     if (result == NULL)
         return -1;
+    KILLPOINT("deliver: handler returned");
     Py_DECREF(result);
     Py_CLEAR(self->payload);
     if (memory_check(&self->memory) < 0) /* the handler has closed the lane: nothing to mark */

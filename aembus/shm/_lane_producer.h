@@ -50,6 +50,7 @@ static inline int claim(Producer *self, const char *payload, uint64_t length, co
                       .origin_slot = self->slot,
                       .state = STATE_DONE};
         memcpy(header_at(memory, offset), &pad, sizeof pad);
+        KILLPOINT("claim: pad written");
         cursor -= offset;
         offset = 0;
         to_end = memory->capacity;
@@ -61,8 +62,11 @@ static inline int claim(Producer *self, const char *payload, uint64_t length, co
     header.sequence = (cursor >> CURSOR_OFFSET_BITS) + 1;
     header.origin_incarnation = self->incarnation;
     char *at = (char *)header_at(memory, offset);
+    KILLPOINT("claim: room found");
     memcpy(at, &header, sizeof header);
+    KILLPOINT("claim: header written");
     memcpy(at + sizeof header, payload, length);
+    KILLPOINT("claim: payload written");
     self->free -= need;
     if (units == to_end)
         cursor -= offset + units; /* the next record begins at the ring's start */
@@ -72,7 +76,9 @@ static inline int claim(Producer *self, const char *payload, uint64_t length, co
 
 static inline void commit(Producer *self)
 {
+    KILLPOINT("commit: claimed");
     store(word_at(&self->memory, LANE_TAIL), self->claimed); /* SYNC POINT: publishes */
+    KILLPOINT("commit: tail stored");
     self->tail = self->claimed;
 }
 

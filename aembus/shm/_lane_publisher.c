@@ -274,7 +274,9 @@ static PyObject *publisher_publish(Publisher *self, PyObject *const *args, Py_ss
         self->turn = chooser;
     for (Py_ssize_t g = 0; g < claimed; g++)
         commit(self->groups[g].chosen->lane);
+    KILLPOINT("publish: committed");
     atomic_thread_fence(memory_order_seq_cst); /* SYNC POINT: pairs with announce_sleep's */
+    KILLPOINT("publish: fenced");
     return ring_all(self, chooser) < 0 ? NULL : PyLong_FromSsize_t(claimed);
 }
 
