@@ -548,14 +548,9 @@ class Scene:
         """Say whether the supervisor's process runs."""
         return self._supervisor is not None and self._supervisor.poll() is None
 
-    @staticmethod
-    def is_alive(pid: int) -> bool:
-        """Say whether a process runs, and is no zombie."""
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return False
-        return state != "Z"
+    def await_state(self, name: str, state: str) -> None:
+        """Wait until the registry shows a worker in this state."""
+        self._wait(f"{name} is {state}", START_S, lambda: self.view.workers()[name].state == state)
 
     def settle(self) -> None:
         """Let everything come to rest and ask the six questions."""

@@ -145,3 +145,11 @@ def children(pid: int) -> set[int]:
         return {int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
     except OSError:
         return set()
+
+
+def process_state(pid: int) -> str:
+    """Return a process's state as the kernel tells it ("Z" is a zombie), "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""

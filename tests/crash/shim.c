@@ -8,6 +8,8 @@
  * clock is wrong.  What reads that clock is told the wrong time, and waits that end by it end by
  * it, as the kernel's would: the number may change in the middle of one.
  *
+ * Reaping: AEMBUS_SHIM_REAP_MS makes every waitpid come so many milliseconds later.
+ *
  * Not reached: system calls that the C library makes by itself.
  */
 #define _GNU_SOURCE
@@ -151,6 +153,13 @@ long syscall(long number, ...) {
     long d = va_arg(rest, long), e = va_arg(rest, long), f = va_arg(rest, long);
     va_end(rest);
     return real(number, a, b, c, d, e, f);
+}
+
+pid_t waitpid(pid_t pid, int *status, int options) {
+    REAL(pid_t, "waitpid", pid_t, int *, int);
+    const char *late = getenv("AEMBUS_SHIM_REAP_MS");
+    if (late != NULL) usleep(1000 * (useconds_t)atoi(late));
+    return real(pid, status, options);
 }
 
 /* --- the clock --------------------------------------------------------------------------------- */
