@@ -39,12 +39,7 @@ class Members:
     def close(self) -> None:
         """Let go of everything."""
         for bus in (self.consumer, self.second, self.producer, self.bystander):
-            sender, bus._sender = bus._sender, None
-            if sender is not None:
-                sender.close()
-            if bus._inbox is not None:
-                bus._inbox.close()
-            bus._reader.close()
+            bus._membership.close()
 
     def send(self, count: int, filler: bytes = FILLER) -> None:
         """Have the producer send jobs."""

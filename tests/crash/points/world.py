@@ -19,6 +19,7 @@ import posix_ipc
 import pytest
 
 from aembus import bus as bus_module
+from aembus import membership
 from aembus.bus import Bus
 from aembus.errors import CorruptSegment, InboxFull
 from aembus.events import Event
@@ -66,7 +67,7 @@ class Desk:
     def forget_parent(self) -> None:
         """As ControlClient.forget_parent."""
 
-    def _join(self, kind: str, name: str) -> dict[str, Any]:
+    def _join(self, **_: object) -> dict[str, Any]:
         return {
             "nonce": NONCE,
             "name": f"member-{self._slot}",
@@ -83,9 +84,11 @@ class Desk:
 
     def _undeliverable(self, header: list[int], payload: bytes, **_: Any) -> dict[str, Any]:
         attempts = header[4] >> layout.STATE_ATTEMPT_SHIFT
-        number = msgpack.unpackb(payload)[1]
+        number, whole = 0, 0
+        with contextlib.suppress(ValueError, TypeError):  # it is damaged
+            number, whole = msgpack.unpackb(payload)[1], 1
         self._world.ledger.note(
-            self._slot, Entry(BURIED, self._slot, header[3], 0, number, header[5], attempts, 1)
+            self._slot, Entry(BURIED, self._slot, header[3], 0, number, header[5], attempts, whole)
         )
         return {"forwarded": False}
 
@@ -131,7 +134,7 @@ class World:
             self.blank = self.image()
             patch = pytest.MonkeyPatch()
             stack.callback(patch.undo)
-            patch.setattr(bus_module, "ControlClient", functools.partial(Desk, self))
+            patch.setattr(membership, "ControlClient", functools.partial(Desk, self))
             self._stack = stack.pop_all()
 
     def close(self) -> None:
