@@ -11,7 +11,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 INSTALL := $(VENV)/bin/python -m pip install --quiet --no-input --disable-pip-version-check --prefer-binary
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test lint types bench clean
+.PHONY: help venv run test lint types bench kills clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ types: venv ## check the types (mypy, strict)
 
 bench: $(BENCH_STAMP) ## compare with other ways between processes
 	@exec $(VENV)/bin/python -m bench $(ARGS)
+
+kills: $(BENCH_STAMP) ## kill processes that share a transport, ours and others; do the rest go on?
+	@exec $(VENV)/bin/python -m bench.kills $(ARGS)
 
 clean: ## remove the environment, caches and whatever else these targets made
 	@rm -rf $(VENV) build dist aembus.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

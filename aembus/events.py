@@ -251,7 +251,9 @@ class EventStruct:
             return
         event = self._events.get(record.event_id)
         if event is None:
-            self._give_back(lane, record, "its event was closed", try_group=True)
+            # In hand when somebody died, it may have gone to its group then: not once more.
+            try_group = not record.attempts
+            self._give_back(lane, record, "its event was closed", try_group=try_group)
             return
         attempts = record.attempts
         if attempts >= DEATHS_MAX:
@@ -301,6 +303,8 @@ class EventStruct:
     def _give_back(
         self, lane: LaneConsumer, record: Record, reason: str, *, try_group: bool, detail: str = ""
     ) -> None:
+        if try_group:
+            lane.start(record)  # whoever finds it so, if we die here, does not send it on again
         try:
             forwarded = self._undeliverable(record, reason, try_group=try_group, detail=detail)
         except (BusBroken, ControlError) as error:

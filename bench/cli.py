@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from bench import machine
+from bench.arguments import interruptible, names_of, positive
 from bench.contest import Contest, Entrant
 from bench.driver import Driver, Trip
 from bench.drivers.limit import SHAPE as LIMIT_SHAPE
@@ -57,20 +55,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench; return 0, or 1 if a transport failed."""
     options = _parse(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    try:
-        return _run(options)
-    except KeyboardInterrupt as interrupt:
-        print("\ninterrupted; everything that was started is ended", file=sys.stderr)
-        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    # Cleaning up is bounded: once is enough.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt(number)
+    return interruptible(lambda: _run(options))
 
 
 def _run(options: Options) -> int:
@@ -199,7 +184,7 @@ def _parse(arguments: Sequence[str] | None) -> Options:
         help="what to measure (default: all)",
     )
     parser.add_argument(
-        "--rounds", type=_positive, help="rounds of each; 15 for figures to quote (default: 5)"
+        "--rounds", type=positive, help="rounds of each; 15 for figures to quote (default: 5)"
     )
     parser.add_argument(
         "--sizes",
@@ -209,13 +194,13 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     )
     parser.add_argument(
         "--topologies",
-        type=_names_of(SHAPES),
+        type=names_of(SHAPES),
         metavar="NAME,...",
         help=f"of the throughput: {', '.join(SHAPES)} (default: all of them)",
     )
     parser.add_argument(
         "--peers",
-        type=_names_of(PEERS),
+        type=names_of(PEERS),
         default=list(PEERS),
         metavar="NAME,...",
         help=f"beside aembus: {', '.join(PEERS)}, or none (default: all that are installed)",
@@ -252,17 +237,10 @@ def _trips(quick: bool) -> list[Trip]:
     return possible[:1] if quick else possible
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1: {text}")
-    return number
-
-
 def _sizes(text: str) -> list[int]:
     sizes = []
     for part in text.split(","):
-        size = _positive(part)
+        size = positive(part)
         try:
             blob(size)
         except ValueError as error:
@@ -271,14 +249,3 @@ def _sizes(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(f"must be at most {SIZE_MAX}: {size}")
         sizes.append(size)
     return sizes
-
-
-def _names_of(known: dict[str, Any]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = [] if text.lower() == "none" else text.lower().split(",")
-        for name in names:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of: {', '.join(known)}")
-        return names
-
-    return parse

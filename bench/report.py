@@ -61,7 +61,7 @@ class Cell:
             row += [_share(self.share_of_limit(name))] if LIMIT in self.results else []
             rows.append(row)
         failed = [f"  {name} failed: {reason}" for name, reason in self.failures.items()]
-        return "\n".join([self.title, *_aligned(rows), *failed])
+        return "\n".join([self.title, *aligned(rows), *failed])
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as JSON knows it."""
@@ -102,7 +102,8 @@ def describe(machine: Mapping[str, Any], versions: Mapping[str, str]) -> str:
     return "\n".join([*lines, *(f"  {name:{width}}  {what}" for name, what in versions.items())])
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  "

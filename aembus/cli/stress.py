@@ -221,6 +221,9 @@ def summary(report: Report) -> str:
         *((name.replace("_", "."), f"{latency[name]:,.0f} µs") for name in latency),
         ("lane", report.lane),
     ]
+    if recovery := report.recovery_ms():
+        text = ", ".join(f"{name} {ms:,.0f} ms" for name, ms in recovery.items())
+        rows.append(("worker killed → next job", text))
     lines = table(("", ""), rows).strip("\n")
     if report.failures:
         return f"{lines}\nFAILED: {'; '.join(report.failures)} (seed {report.seed})"

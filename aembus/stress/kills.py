@@ -5,12 +5,60 @@ from __future__ import annotations
 import os
 import random
 import signal
-from typing import Final
+import time
+from collections.abc import Mapping
+from typing import Final, Protocol
 
+from aembus.stress.ledger import Ledger
 from aembus.stress.load import Producers
 from aembus.stress.observer import Observer, WorkerProcess
 
 NEVER: Final = 1 << 64  # more jobs than a worker can finish: it is dead, as all will know soon
+
+
+class Recoveries:
+    """How long it took until a killed worker's replacement got its first job.
+
+    Args:
+        ledgers: of all workers, by name.
+    """
+
+    def __init__(self, ledgers: Mapping[str, Ledger]) -> None:
+        self._ledgers = ledgers
+        self._killed_ns: dict[str, int] = {}
+        self.found_s: list[float] = []
+
+    def killed(self, worker: str) -> None:
+        """Take note that this worker was killed a moment ago, and begin to wait for its return."""
+        self.look()
+        self._killed_ns[worker] = time.monotonic_ns()
+
+    def look(self) -> None:
+        """See who is back.  What is told does not depend on when this is called."""
+        for worker, killed_ns in list(self._killed_ns.items()):
+            first_ns = self._ledgers[worker].first_job_ns
+            if first_ns > killed_ns:
+                self.found_s.append((first_ns - killed_ns) / 1e9)
+                del self._killed_ns[worker]
+
+    @property
+    def waiting(self) -> int:
+        """How many killed workers have not got a job since."""
+        return len(self._killed_ns)
+
+
+class Saboteur(Protocol):
+    """Who kills in a run, and what of it is reported."""
+
+    workers_killed: int
+    recoveries: Recoveries
+
+    def tick(self, now_s: float) -> str | None:
+        """Kill somebody if it is time; return whom.
+
+        Args:
+            now_s: seconds since the load began.
+        """
 
 
 class Killer:
@@ -22,16 +70,22 @@ class Killer:
     Args:
         every_s: the mean time between two kills; each is between half and one and a half of it.
         rng: where chance comes from.
-        producers, observer: the run's.
+        producers, observer, recoveries: the run's.
     """
 
     def __init__(
-        self, every_s: float, rng: random.Random, producers: Producers, observer: Observer
+        self,
+        every_s: float,
+        rng: random.Random,
+        producers: Producers,
+        observer: Observer,
+        recoveries: Recoveries,
     ) -> None:
         self._every_s = every_s
         self._random = rng
         self._producers = producers
         self._observer = observer
+        self.recoveries = recoveries
         self._next_s = self._pause()
         self._first_seen: dict[str, tuple[int, int]] = {}  # worker → its pid, jobs finished by then
         self.workers_killed = 0
@@ -40,11 +94,8 @@ class Killer:
         return self._every_s * self._random.uniform(0.5, 1.5)
 
     def tick(self, now_s: float) -> str | None:
-        """Kill somebody if it is time; return whom.
-
-        Args:
-            now_s: seconds since the load began.
-        """
+        """Kill somebody if it is time; return whom."""
+        self.recoveries.look()
         workers = self._at_work()
         if now_s < self._next_s:
             return None
@@ -58,8 +109,9 @@ class Killer:
             self._producers.kill(number)
             return f"producer {number}"
         worker = self._random.choice(workers)
-        if not self._kill_worker(worker):
+        if not kill_worker(worker, self._observer):
             return None
+        self.recoveries.killed(worker.name)
         self._first_seen[worker.name] = (worker.pid, NEVER)
         self.workers_killed += 1
         return f"worker {worker.name}"
@@ -75,18 +127,20 @@ class Killer:
                 found.append(worker)
         return found
 
-    def _kill_worker(self, worker: WorkerProcess) -> bool:
-        try:
-            descriptor = os.pidfd_open(worker.pid)
-        except ProcessLookupError:
+
+def kill_worker(worker: WorkerProcess, observer: Observer) -> bool:
+    """Kill a worker with SIGKILL; return False if it is another process by now."""
+    try:
+        descriptor = os.pidfd_open(worker.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # Its pid may be somebody else's by now: the registry says whether it is still its own.
+        if worker not in observer.workers():
             return False
-        try:
-            # Its pid may be somebody else's by now: the registry says whether it is still its own.
-            if worker not in self._observer.workers():
-                return False
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        except ProcessLookupError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -34,6 +34,7 @@ MAGIC: Final = 0x0A_E3_B0_5B_1B_0C_5A_11
 LANES: Final = ("", "python", "c")  # by the word that says which one a process uses
 
 _LANE_IN_USE: Final = layout.HEADER_BYTES // layout.WORD
+_FIRST_NS: Final = _LANE_IN_USE + 1  # when this process got its first job, 0 before
 _ROWS: Final = _LANE_IN_USE + layout.CACHE_LINE // layout.WORD
 _ROW_WORDS: Final = 16
 _BY_LANE: Final = 0
@@ -112,6 +113,7 @@ class Ledger:
         except FileExistsError:
             segment = Segment.open(name, MAGIC)
         segment.words[_LANE_IN_USE] = lane_in_use()
+        segment.words[_FIRST_NS] = 0
         return cls(segment, producers)
 
     def record(
@@ -133,6 +135,8 @@ class Ledger:
             now_ns: when it came.
         """
         words = self._words
+        if not words[_FIRST_NS]:
+            words[_FIRST_NS] = now_ns
         row = _ROWS + slot * _ROW_WORDS
         again = attempt > 1
         if again:
@@ -175,6 +179,11 @@ class Ledger:
     def lane(self) -> str:
         """Which lane the worker's process uses."""
         return LANES[self._words[_LANE_IN_USE]]
+
+    @property
+    def first_job_ns(self) -> int:
+        """When the worker's present process got its first job; 0 if it has not yet."""
+        return self._words[_FIRST_NS]
 
     def row(self, slot: int) -> Row:
         """Return what was recorded of the lane from `slot`."""

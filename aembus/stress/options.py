@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to run; see `aembus stress --help`."""
+    """What to run; see `aembus stress --help`.
+
+    apart: each producer sends to one worker only, instead of to all of them.
+    """
 
     bus: str
     producers: int
@@ -18,6 +21,7 @@ class Options:
     kill_every_s: float | None = None
     lane: str | None = None
     pin: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)

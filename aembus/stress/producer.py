@@ -37,6 +37,7 @@ class ProducerTask:
     producers, workers: how many there are.
     size: of a job's body, in bytes.
     seed: for the bursts.
+    only: the worker that it sends to; all of them if None.
     """
 
     bus: str
@@ -46,6 +47,7 @@ class ProducerTask:
     workers: int
     size: int
     seed: int
+    only: int | None = None
 
     def to_json(self) -> str:
         """Return the task as a producer's argument."""
@@ -68,18 +70,19 @@ class Producer:
         self._writer = message.Writer(task.producer, task.size)
         self._keys = message.keys(task.producer, task.workers)
         self._sequences = [0] * task.workers  # of what was sent, by stream
+        self._streams = range(task.workers) if task.only is None else [task.only]
         self._random = random.Random(f"{task.seed} {task.producer} {bus.incarnation}")
 
     def run(self) -> None:
         """Send until the run says that it is enough."""
-        streams = range(len(self._keys))
+        streams = self._streams
         choice = self._random
         while self._board.phase == SENDING:
             length = int(BURST_MAX ** choice.random())
-            only = choice.choice(streams)
+            first = choice.randrange(len(streams))
             in_turn = choice.random() < 0.5
             for number in range(length):
-                if not self._send((only + number) % len(streams) if in_turn else only):
+                if not self._send(streams[(first + number * in_turn) % len(streams)]):
                     return
             time.sleep(choice.random() * PAUSE_S_MAX)  # a pause, not a wait for anything
 

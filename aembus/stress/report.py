@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,8 @@ class Report:
     """A run, at its end.
 
     seconds: from the first job that was sent to the last one delivered.
+    workers_killed: of the kills; the others were producers.
+    recoveries_s: of each that came back: from the kill to its replacement's first job.
     failures: why it failed, a line each; empty if it did not.
     interrupted: it was ended before its time.
     """
@@ -46,6 +49,8 @@ class Report:
     seconds: float
     latencies: Histogram
     course: Course
+    workers_killed: int
+    recoveries_s: Sequence[float]
     rescued_wakeups: int
     lane: str
     producers: int
@@ -71,6 +76,16 @@ class Report:
         }
         return {name: round(value / 1000, 1) for name, value in found.items()}
 
+    def recovery_ms(self) -> dict[str, float]:
+        """Return how long replacements took to get their first job; nothing without any."""
+        times = sorted(self.recoveries_s)
+        shares = {"p50": 0.5, "p99": 0.99, "max": 1.0} if times else {}
+        last = len(times) - 1
+        return {
+            name: round(times[min(int(share * len(times)), last)] * 1000, 1)
+            for name, share in shares.items()
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as ``--json`` writes it: the contract's keys, then others."""
         accounts = self.accounts
@@ -88,6 +103,8 @@ class Report:
             "kills": len(self.course.kills),
             "rescued_wakeups": self.rescued_wakeups,
             "lane": self.lane,
+            "workers_killed": self.workers_killed,
+            "recovery_ms": self.recovery_ms(),
             "queued": accounts.queued,
             "seconds": round(self.seconds, 3),
             "producers": self.producers,

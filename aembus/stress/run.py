@@ -12,6 +12,7 @@ import random
 import select
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from aembus.control import ControlClient
@@ -20,7 +21,7 @@ from aembus.shm import names
 from aembus.stress import room, surroundings, verdict
 from aembus.stress.board import OVER, QUIET, SENDING, Board
 from aembus.stress.histogram import Histogram
-from aembus.stress.kills import Killer
+from aembus.stress.kills import Killer, Recoveries, Saboteur
 from aembus.stress.ledger import Ledger
 from aembus.stress.load import Producers
 from aembus.stress.observer import Observer
@@ -48,6 +49,7 @@ class StressRun:
         options: what to run.
         watch: called often with how far it is.
         interrupted: asked often; once it says True the run is ended early, but in order.
+        sabotage: makes who kills; None for whoever the options ask for, if anybody.
     """
 
     def __init__(
@@ -55,10 +57,14 @@ class StressRun:
         options: Options,
         watch: Callable[[Progress], None] = lambda progress: None,
         interrupted: Callable[[], bool] = lambda: False,
+        sabotage: Callable[[Producers, Observer, Recoveries], Saboteur] | None = None,
     ) -> None:
         self._options = options
         self._watch = watch
         self._interrupted = interrupted
+        self._sabotage = sabotage
+        if sabotage is None and options.kill_every_s is not None:
+            self._sabotage = partial(Killer, options.kill_every_s, random.Random(options.seed))
         self._nonce = names.new_nonce()
         self._course = Course()
         self._ended_early = False
@@ -70,7 +76,7 @@ class StressRun:
         """
         options = self._options
         sizes = room.choose(
-            options.producers, options.workers, options.size, options.kill_every_s is not None
+            options.producers, options.workers, options.size, self._sabotage is not None
         )
         task = WorkerTask(self._nonce, sizes.slots, options.producers)
         spec = WorkerSpec(WORKER_KIND, WORKER, options.workers, (task.to_json(),))
@@ -118,6 +124,7 @@ class StressRun:
                 options.workers,
                 options.size,
                 options.seed,
+                number % options.workers if options.apart else None,
             )
             for number in range(options.producers)
         ]
@@ -152,13 +159,13 @@ class StressRun:
         producers = (self._board.lane(number) for number in range(self._options.producers))
         return {*(ledger.lane for ledger in self._ledgers.values()), *producers}
 
-    def _load(self) -> Killer | None:
+    def _load(self) -> Saboteur | None:
         """Let the producers send for the time given; return who killed, if anybody was to."""
         options, course = self._options, self._course
         killer = None
-        if options.kill_every_s is not None:
-            rng = random.Random(options.seed)
-            killer = Killer(options.kill_every_s, rng, self._producers, self._observer)
+        if self._sabotage is not None:
+            recoveries = Recoveries(self._ledgers)
+            killer = self._sabotage(self._producers, self._observer, recoveries)
         tick_s = min(TICK_S, (options.kill_every_s or 1.0) / 4)
         self._began = began = time.monotonic()
         course.samples.append((0.0, self._observer.all_finished()))
@@ -229,7 +236,7 @@ class StressRun:
         return members
 
     def _report(
-        self, members: list[dict[str, Any]], drained_s: float, killer: Killer | None
+        self, members: list[dict[str, Any]], drained_s: float, killer: Saboteur | None
     ) -> Report:
         options = self._options
         latencies = Histogram()
@@ -247,15 +254,21 @@ class StressRun:
         failures = verdict.shortcomings(accounts)
         if not self._ended_early:  # else there may not have been time enough
             floor = verdict.jobs_floor(
-                options.seconds, options.size, kills=options.kill_every_s is not None
+                options.seconds, options.size, kills=killer is not None
             )
             failures += verdict.idleness(accounts.delivered, floor, self._idle())
-        failures += _other_failures(members, killer.workers_killed if killer is not None else 0)
+        workers_killed, recoveries_s = 0, list[float]()
+        if killer is not None:
+            killer.recoveries.look()
+            workers_killed, recoveries_s = killer.workers_killed, killer.recoveries.found_s
+        failures += _other_failures(members, workers_killed)
         return Report(
             accounts=accounts,
             seconds=drained_s,
             latencies=latencies,
             course=self._course,
+            workers_killed=workers_killed,
+            recoveries_s=recoveries_s,
             rescued_wakeups=sum(member["rescued_wakeups"] for member in members),
             lane="+".join(sorted(self._lanes_in_use())),
             producers=options.producers,

@@ -94,6 +94,7 @@ class SupervisorProcess:
         self._failure: SupervisorError | None = None
         self._signalled_at = 0.0
         self._ready = False
+        self._dismissed = False  # the workers were told to stop
         directory = configuration.state_directory
         self._dead_letters = DeadLetters(
             Path(directory) if directory else default_directory(self._bus)
@@ -255,6 +256,8 @@ class SupervisorProcess:
     def _on_worker_ready(self, member: Member) -> None:
         worker = self._workers[member.name]
         worker.history.ever_ready = True
+        if self._dismissed and member.connection is not None:
+            member.connection.push({"push": "stop"})  # it was not there when the others were told
         if member.restarts:
             log.info("worker %s is up again, pid %d", member.name, member.pid)
         if not self._ready and all(w.history.ever_ready for w in self._workers):
@@ -383,6 +386,7 @@ class SupervisorProcess:
         self._places.close()
         hosting.close_intakes()
         await self._drain(hosting, timeout_s / 2)
+        self._dismissed = True
         for member in self._members:
             if member.kind == KIND_WORKER and member.connection is not None:
                 member.connection.push({"push": "stop"})

@@ -33,7 +33,7 @@ class PosixQueueDriver(MessageDriver):
         """Make the queues."""
         self.names = []
         for number in range(self.shape.consumers):
-            queue = _create(f"/aembus-bench.{os.getpid()}.{self.serial}.{number}")
+            queue = create(f"/aembus-bench.{os.getpid()}.{self.serial}.{number}")
             stack.callback(queue.close)
             stack.callback(queue.unlink)
             self.names.append(queue.name)
@@ -54,7 +54,8 @@ class PosixQueueDriver(MessageDriver):
         return other.send, partial(_poll if self.trip.spin else _receive, mine.receive)
 
 
-def _create(name: str) -> Any:
+def create(name: str) -> Any:
+    """Return a new queue, as deep as this user may have it.  Raises OSError."""
     with contextlib.suppress(ValueError, OSError):  # only root may ask for more
         resource.setrlimit(resource.RLIMIT_MSGQUEUE, (LIMIT_BYTES, LIMIT_BYTES))
     for depth in DEPTHS:

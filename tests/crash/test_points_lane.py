@@ -59,13 +59,13 @@ def points_in_c(tmp_path: Path) -> Path:
 
 def test_producers_of_the_plain_python_lane(bus_name: str) -> None:
     """Killed, stopped or interrupted at each bytecode that changes something, and at others."""
-    options = ["--every", "150", "--faults", "kill", "stop", "interrupt", "--scenarios", *PRODUCERS]
+    options = ["--every", "400", "--faults", "kill", "stop", "interrupt", "--scenarios", *PRODUCERS]
     assert sweep(bus_name, options, "python") > 500
 
 
 def test_consumers_of_the_plain_python_lane(bus_name: str) -> None:
     """Killed or stopped while they deliver, and while they take over from a dead one."""
-    options = ["--every", "600", "--faults", "kill", "stop", "--scenarios", *CONSUMERS]
+    options = ["--every", "1000", "--faults", "kill", "stop", "--scenarios", *CONSUMERS]
     assert sweep(bus_name, options, "python") > 300
 
 
@@ -78,14 +78,14 @@ def test_replacements_are_killed_too(bus_name: str) -> None:
 @pytest.mark.required_in_ci
 def test_the_lane_in_c_at_its_named_points(bus_name: str, points_in_c: Path) -> None:
     """Producers, consumers and replacements are killed or stopped at all of them."""
-    options = ["--layer", "named", "--faults", "kill", "stop", "--double", "100"]
+    options = ["--layer", "named", "--faults", "kill", "stop", "--double", "4"]
     assert sweep(bus_name, options, "c", points_in_c) > 1000
 
 
 @pytest.mark.required_in_ci
 def test_the_python_code_around_the_lane_in_c(bus_name: str, points_in_c: Path) -> None:
     """The same as with the lane in plain Python, at fewer points."""
-    options = ["--every", "1000", "--faults", "kill"]
+    options = ["--every", "2000", "--faults", "kill"]
     assert sweep(bus_name, options, "c", points_in_c) > 300
 
 
@@ -94,7 +94,17 @@ def test_the_registry_is_read_whole(bus_name: str) -> None:
     running = start(["registry", "--bus", bus_name], "python")
     said, _ = running.communicate(timeout=SECONDS_MAX)
     assert running.returncode == 0, said
-    assert [int(cases) >= 150 for cases in re.findall(r"cases=(\d+)", said)] == [True, True], said
+    assert [int(cases) > 80 for cases in re.findall(r"cases=(\d+)", said)] == [True, True], said
+
+
+def test_the_fence_is_one() -> None:
+    """Of two processes that store and then load at once, one sees what the other has stored."""
+    rounds = "600000"  # without a fence about 20 of these fail; on one processor none does
+    command = [sys.executable, "-m", "tests.crash.points.fence", rounds]
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["0"], f"both missed the other in {run.stdout} rounds"
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import signal
@@ -12,34 +11,12 @@ import psutil
 import pytest
 
 from tests.support.running import sip_responder, statistics, until, workers
+from tests.support.sipp import Sipp
 
 pytestmark = [pytest.mark.e2e, pytest.mark.required_in_ci]
 
 need_sipp = pytest.mark.skipif(shutil.which("sipp") is None, reason="sipp is not installed")
 need_sipsak = pytest.mark.skipif(shutil.which("sipsak") is None, reason="sipsak is not installed")
-
-
-class Sipp:
-    """A running sipp that places calls at a responder."""
-
-    def __init__(self, directory: Path, port: int, *options: str) -> None:
-        self._statistics = directory / "sipp.csv"
-        self.process = subprocess.Popen(
-            ["sipp", "-sn", "uac", f"127.0.0.1:{port}", "-i", "127.0.0.1", "-nostdin",
-             "-recv_timeout", "5000", "-timeout", "60s", "-timeout_error", "-trace_stat",
-             "-stf", str(self._statistics), "-fd", "1", *options],
-            cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-    def counts(self) -> tuple[int, int]:
-        """Return calls that succeeded and that failed, once sipp has ended."""
-        output, _ = self.process.communicate(timeout=90)
-        with self._statistics.open() as file:
-            last = list(csv.DictReader(file, delimiter=";"))[-1]
-        succeeded, failed = int(last["SuccessfulCall(C)"]), int(last["FailedCall(C)"])
-        assert (self.process.returncode == 0) == (failed == 0), output
-        return succeeded, failed
 
 
 def place_calls(directory: Path, port: int, *options: str) -> tuple[int, int]:

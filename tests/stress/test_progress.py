@@ -63,6 +63,8 @@ def report(kills: list[Kill], samples: list[tuple[float, int]], largest_ns: int)
         seconds=4.0,
         latencies=latencies,
         course=Course(samples, kills),
+        workers_killed=sum(kill.what.startswith("worker") for kill in kills),
+        recoveries_s=[0.05] * len(kills),
         rescued_wakeups=0,
         lane="python",
         producers=2,

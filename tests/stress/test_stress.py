@@ -101,7 +101,7 @@ def test_a_run_accounts_for_every_job(bus_name: str, tmp_path: Path) -> None:
     assert tuple(figures)[: len(CONTRACT)] == CONTRACT
     assert set(figures) - set(CONTRACT) == {
         "queued", "seconds", "producers", "workers", "size", "seed", "pinned", "interrupted",
-        "failures",
+        "failures", "workers_killed", "recovery_ms",
     }  # fmt: skip
     assert stress.wrong() == {}
     assert figures["rescued_wakeups"] == figures["kills"] == figures["redelivered"] == 0
@@ -170,6 +170,11 @@ def test_kills_lose_nothing(bus_name: str, tmp_path: Path) -> None:
     assert stress.wrong() == {}
     figures = stress.figures()
     assert figures["kills"] >= 3
+    assert figures["workers_killed"] < figures["kills"]
+    if figures["workers_killed"]:
+        recovery = figures["recovery_ms"]
+        assert 0 < recovery["p50"] <= recovery["p99"] <= recovery["max"]
+        assert "worker killed → next job" in ended.out
     assert figures["sent"] == figures["delivered"] + figures["dead_lettered"]
 
 

@@ -186,6 +186,38 @@ def test_a_hanging_worker_is_aborted(
     assert letter["reason"] == "the bus was stopped"
 
 
+LATE: str = """
+import pathlib, time
+here = pathlib.Path(__file__).parent
+while (here / "wait").exists() and not (here / "go").exists():
+    time.sleep(0.01)
+
+def main(bus):
+    bus.register("nothing", print)
+"""
+
+
+def test_a_worker_that_comes_up_while_the_bus_stops_is_told(
+    bus_name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A replacement that joins after the others were told to stop is not aborted."""
+    (tmp_path / "late_worker.py").write_text(LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = aembus.WorkerSpec("w", "late_worker:main")
+    with aembus.Supervisor(
+        bus_name, workers=[spec], state_directory=tmp_path, stop_timeout_s=8.0
+    ) as supervisor:
+        (tmp_path / "wait").touch()
+        os.kill(workers(bus_name)[0]["pid"], signal.SIGKILL)
+        until("its replacement starts", lambda: workers(bus_name)[0]["restarts"] == 1)
+        os.kill(supervisor.pid, signal.SIGTERM)
+        (tmp_path / "go").touch()
+    assert "Aborted" not in capfd.readouterr().err
+
+
 def test_progress_keeps_back_off_away(bus_name: str, tmp_path: Path) -> None:
     """A worker that is killed again and again under load is replaced at once each time."""
     with running(bus_name, tmp_path, "echo"), aembus.connect(bus_name) as client:

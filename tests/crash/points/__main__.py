@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import os
 import signal
 import sys
@@ -14,14 +15,17 @@ import aembus
 from aembus.shm import lanes
 from tests.crash.points import registry
 from tests.crash.points.cases import Case, Fault, Stage
+from tests.crash.points.life import Life, try_places
 from tests.crash.points.scenarios import SCENARIOS, STATES
 from tests.crash.points.sources import SOURCES, environment
 from tests.crash.points.steps import Bytecodes, Layer, NamedInC
+from tests.crash.points.worker_life import WorkerLife
 from tests.crash.points.world import PRODUCER, World
 
 EXAMPLES = """examples:
   python -m tests.crash.points sweep --bus try --scenarios put deliver
   python -m tests.crash.points replay --bus try --scenario put --state wrap --points 117
+  python -m tests.crash.points life --bus try --role supervisor --every 10
 AEMBUS_SOURCES=DIRECTORY tries the aembus in that directory, AEMBUS_LANE=c|python one of its lanes.
 """
 
@@ -31,7 +35,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["sweep", "replay", "registry"])
+    parser.add_argument("what", choices=["sweep", "replay", "registry", "life", "worker-life"])
     parser.add_argument("--bus", required=True, help="the name of the bus to make")
     parser.add_argument("--layer", choices=["bytecodes", "named"], default="bytecodes")
     parser.add_argument("--every", type=int, default=1, help="of the points without a change")
@@ -45,6 +49,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--state", choices=STATES)
     parser.add_argument("--fault", default="kill", choices=["none", "kill", "stop", "interrupt"])
     parser.add_argument("--points", nargs="*", type=int, default=[])
+    parser.add_argument("--role", choices=["visitor", "worker", "supervisor"], help="in a life")
+    parser.add_argument("--wholly", nargs="*", default=[], help="functions: every line of them")
+    parser.add_argument(
+        "--share", nargs=2, type=int, default=(0, 1), help="of the chosen lines: which, of how many"
+    )
+    parser.add_argument("--place", help="the only line, as a failure names it")
     return parser.parse_args()
 
 
@@ -82,7 +92,7 @@ class Sweep:
             ):
                 continue
             # Who lives on is tried where it matters; a kill, now and then, elsewhere too.
-            every = self._options.every if fault == "kill" or self._options.all else walk.total
+            every = self._options.every if fault == "kill" or self._options.all else 1 + walk.total
             for point in walk.chosen(every):
                 cases += self._try(stage, scenario, state, Case(fault, (point,)))
         if self._options.double and stage.scenario.victim != PRODUCER:
@@ -100,9 +110,8 @@ class Sweep:
         cases = 0
         for first in points:
             walk = stage.walk((first,))
-            chosen = sorted({1, *walk.changes, walk.total})
-            chosen = chosen[: self._options.double]
-            for second in chosen:
+            chosen = sorted({1, *walk.changes, walk.total}) if walk.total else []
+            for second in chosen[: self._options.double]:
                 cases += self._try(stage, scenario, state, Case("kill", (first, second)))
         return cases
 
@@ -154,15 +163,47 @@ def sweep_registry(world: World) -> int:
     return 1 if failures else 0
 
 
+def chosen_lines(places: list[str], every: int, wholly: list[str]) -> list[str]:
+    """Return each n-th line, and all of some functions."""
+    return [
+        place
+        for number, place in enumerate(places)
+        if number % every == 0 or any(place.partition(" ")[2].startswith(name) for name in wholly)
+    ]
+
+
+def kill_in_life(options: argparse.Namespace) -> int:
+    """Kill somebody of a whole bus, line by line."""
+    logging.disable(logging.CRITICAL)
+    life: Life | WorkerLife = (Life if options.what == "life" else WorkerLife)(options.bus)
+    began = time.monotonic()
+    places = [options.place] if options.place else life.places(options.role)
+    lines = len(places)
+    if not options.place:
+        which, shares = options.share
+        places = chosen_lines(places, options.every, options.wholly)[which::shares]
+    kills, wrong = try_places(life.run, options.role, places)
+    print(
+        f"{options.what}, {options.role}: lines={lines}, cases={len(places)}, kills={kills}, "
+        f"took_s={time.monotonic() - began:.1f}",
+        *wrong[:20],
+        sep="\nFAILED ",
+        flush=True,
+    )
+    return 1 if wrong else 0
+
+
 def main() -> int:
     """Do what was asked; 1 if a promise was broken."""
     options = parse()
     package = Path(aembus.__file__).resolve().parent
-    if package.parent != SOURCES:  # this was not started as the tests do it
+    if package.parent != SOURCES or "PYTHONSAFEPATH" not in os.environ:  # not as the tests do it
         arguments = [sys.executable, "-m", "tests.crash.points", *sys.argv[1:]]
         os.execve(sys.executable, arguments, environment())
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     print(f"aembus={package}, lane={lanes.IMPLEMENTATION}, pid={os.getpid()}", flush=True)
+    if options.what.endswith("life"):
+        return kill_in_life(options)
     world = World(options.bus)
     try:
         if options.what == "replay":

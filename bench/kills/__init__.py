@@ -1,0 +1,1 @@
+"""What becomes of the others when one process is killed: ``python -m bench.kills``."""
