@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layer", choices=["bytecodes", "named"], default="bytecodes")
     parser.add_argument("--every", type=int, default=1, help="of the points without a change")
     parser.add_argument("--all", action="store_true", help="the same points for every fault")
+    parser.add_argument("--first", action="store_true", help="stop at the first failure")
     parser.add_argument("--double", type=int, default=0, help="replacements to kill, at most")
     parser.add_argument("--faults", nargs="+", default=["kill"])
     parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=list(SCENARIOS))
@@ -120,8 +121,8 @@ class Sweep:
         except AssertionError as error:
             self._failures += 1
             self._report(scenario, state, case, error)
-            if self._failures > 20:
-                raise SystemExit("too many failures to go on") from None
+            if self._failures > 20 or self._options.first:
+                raise SystemExit("failed often enough, not going on") from None
         return 1
 
     def _report(self, scenario: str, state: str, case: Case, error: AssertionError) -> None:

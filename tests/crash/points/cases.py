@@ -66,11 +66,23 @@ class Walk(NamedTuple):
         return sorted({*around, *range(1, self.total + 1, every), self.total} - {0})
 
 
+_living: Final[set[int]] = set()
+
+
+def end_children() -> None:
+    """Kill the forked processes that a broken promise has left, stopped ones above all."""
+    for pid in tuple(_living):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        _living.discard(pid)
+
+
 class Child:
     """A forked process; ends by itself, or by SIGALRM when it has waited for too long."""
 
     def __init__(self, run: Callable[[], object]) -> None:
         self.pid = os.fork()
+        _living.add(self.pid)
         if not self.pid:
             status = 1
             try:
@@ -87,6 +99,7 @@ class Child:
         _, status = os.waitpid(self.pid, os.WUNTRACED)
         if os.WIFSTOPPED(status):
             return -os.WSTOPSIG(status)
+        _living.discard(self.pid)
         return os.waitstatus_to_exitcode(status)
 
     def expect(self, code: int, who: str) -> None:
@@ -170,6 +183,12 @@ class Stage:
 
     def run(self, case: Case) -> None:
         """Run one case.  Raises AssertionError for a promise that was not kept."""
+        try:
+            self._run(case)
+        finally:
+            end_children()
+
+    def _run(self, case: Case) -> None:
         self._begin()
         before = {lane: self._world.counts(*lane) for lane in _lanes()}
         deaths = 0

@@ -22,17 +22,30 @@ def environment(sources: Path = SOURCES) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", VARIABLE: str(sources)}
 
 
-def copy_with_points(directory: Path) -> Path:
-    """Copy the sources, and build the lane in C there with its named points; return the copy.
+def copy_sources(directory: Path) -> Path:
+    """Copy the sources there, without what was built of them; return the copy."""
+    ignore = shutil.ignore_patterns("__pycache__", "*.so")
+    shutil.copytree(SOURCES / "aembus", directory / "aembus", ignore=ignore)
+    return directory
+
+
+def build_points(directory: Path) -> None:
+    """Build the lane in C of a copy, with its named points.
 
     Skips the test where there is no compiler.
     """
     from tests.support.c_lane import compile_c
 
-    ignore = shutil.ignore_patterns("__pycache__", "*.so")
-    shutil.copytree(SOURCES / "aembus", directory / "aembus", ignore=ignore)
     shm = directory / "aembus" / "shm"
     target = shm / f"_lane{sysconfig.get_config_var('EXT_SUFFIX')}"
     sources = [*sorted(shm.glob("_lane*.c")), Path(__file__).parent / "killpoints.c"]
     compile_c(target, sources, "-O2", "-fPIC", "-shared", "-DAEMBUS_KILLPOINTS")
+
+
+def copy_with_points(directory: Path) -> Path:
+    """Copy the sources, and build the lane in C there with its named points; return the copy.
+
+    Skips the test where there is no compiler.
+    """
+    build_points(copy_sources(directory))
     return directory

@@ -22,7 +22,7 @@ from aembus import bus as bus_module
 from aembus import membership as membership_module
 from aembus.bus import Bus
 from aembus.errors import CorruptSegment, InboxFull
-from aembus.events import Event
+from aembus.event import Event
 from aembus.shm import layout, names, registry
 from aembus.shm.doorbell import create_bell, semaphore_name, unlink_bell
 from aembus.shm.inbox import create_inbox, inbox_role
