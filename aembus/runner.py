@@ -54,6 +54,7 @@ class Runner:
         self._await_bus = await_bus
         self._running = threading.Lock()
         self._stopping = False
+        self._parted = False  # its parts are gone, and it has no new ones yet
         self._stop_asked = False
         self._afterwards: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
@@ -65,7 +66,7 @@ class Runner:
             if not self._await_bus(LOOK_S):
                 continue
             with self._running:
-                while not self._stopping:
+                while not (self._stopping or self._parted):
                     if self._deliver() or (spin_s and self._spin(spin_s)):
                         continue
                     self._inbox.wait(self._has_work, self._event_struct.due_in_s())
@@ -76,6 +77,8 @@ class Runner:
         if not self._await_bus(timeout_s):
             return 0
         with self._running:
+            if self._parted:
+                return 0
             handled = self._deliver()
             if not handled and timeout_s > 0:
                 until_due_s = self._event_struct.due_in_s()
@@ -109,7 +112,8 @@ class Runner:
         """Make `run` look after the job in hand whether the bus is still there."""
         self._stopping = True
         self._event_struct.stop()
-        self._inbox.wake()
+        if not self._parted:
+            self._inbox.wake()
 
     @contextlib.contextmanager
     def exchange(self) -> Iterator[Callable[[EventStruct, Inbox, Calls], None]]:
@@ -119,12 +123,14 @@ class Runner:
         """
         with self._running:
             self._stopping = False  # whoever interrupts from now on means the new parts
+            self._parted = True  # if the block fails, the old parts are closed all the same
             yield self._rebind
             if self._stop_asked:
                 self.interrupt()
 
     def _rebind(self, event_struct: EventStruct, inbox: Inbox, calls: Calls) -> None:
         self._event_struct, self._inbox, self._calls = event_struct, inbox, calls
+        self._parted = False
 
     def join(self) -> None:
         """Wait for the thread of `run_in_thread`, unless this is it."""

@@ -160,6 +160,7 @@ def test_a_callback_that_fails_is_tried_again(bus_name: str, tmp_path: Path, nam
         running_member = Running(member)
         kill(first)
     with running(bus_name, tmp_path):
+        until("it was tried often enough", lambda: len(calls) == 3)
         until("it is there", lambda: works(member.point("p")))
         assert calls == [2, 2, 2]
         assert len(statistics(bus_name)["members"]) == 2

@@ -83,6 +83,7 @@ def test_nobodys_inbox_goes_while_a_stopped_member_may_write_to_it(
 ) -> None:
     """A member that leaves keeps its slot until a stopped producer has seen that it left."""
     with make_scene() as scene:
+        scene.settle()  # whoever is just joining has an inbox afterwards
         scene.be_loud(BUSY)
         for number in range(3):
             inboxes = names_by_kind(scene.bus)["inbox"]

@@ -83,10 +83,12 @@ class Desk:
         return {"generation": 1}
 
     def _undeliverable(self, header: list[int], payload: bytes, **_: Any) -> dict[str, Any]:
-        attempts = header[4] >> layout.STATE_ATTEMPT_SHIFT
-        number = msgpack.unpackb(payload)[1]
+        attempts = layout.state_attempts(header[4])
+        number, whole = 0, 0
+        with contextlib.suppress(ValueError, TypeError):  # it is damaged
+            number, whole = msgpack.unpackb(payload)[1], 1
         self._world.ledger.note(
-            self._slot, Entry(BURIED, self._slot, header[3], 0, number, header[5], attempts, 1)
+            self._slot, Entry(BURIED, self._slot, header[3], 0, number, header[5], attempts, whole)
         )
         return {"forwarded": False}
 
