@@ -73,7 +73,7 @@ def test_a_client_may_die_at_any_line(bus_name: str) -> None:
 
 def test_a_supervisor_may_die_at_any_line(bus_name: str) -> None:
     """Its clients end, and the next supervisor starts at the first try."""
-    cases, kills = kill(bus_name, "life", "supervisor", 100, *CREATE_AND_REMOVE, *COME_AND_GO)
+    cases, kills = kill(bus_name, "life", "supervisor", 200, *CREATE_AND_REMOVE, *COME_AND_GO)
     assert 120 < cases < 1.1 * kills
 
 

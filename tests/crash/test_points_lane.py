@@ -71,7 +71,7 @@ def test_consumers_of_the_plain_python_lane(bus_name: str) -> None:
 
 def test_replacements_are_killed_too(bus_name: str) -> None:
     """The second consumer dies as well, wherever the first has died."""
-    options = ["--every", "100000", "--double", "8", "--scenarios", "deliver"]
+    options = ["--every", "100000", "--double", "5", "--scenarios", "deliver"]
     assert sweep(bus_name, options, "python") > 200
 
 

@@ -121,7 +121,7 @@ class Sweep:
         except AssertionError as error:
             self._failures += 1
             self._report(scenario, state, case, error)
-            if self._failures > 20 or self._options.first:
+            if self._failures > 5 or self._options.first:
                 raise SystemExit("failed often enough, not going on") from None
         return 1
 

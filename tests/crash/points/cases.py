@@ -22,7 +22,7 @@ from aembus.shm import layout
 from aembus.shm.lane import LaneCounts
 from tests.crash.points.ledger import BEGAN, BURIED, ENDED, SENT, Entry
 from tests.crash.points.scenarios import DRAINED, SCENARIOS, Members, boot, own_bus
-from tests.crash.points.steps import KILL, STOP, Bytecodes, Layer
+from tests.crash.points.steps import KILL, STOP, Bytecodes, Layer, die_with_parent
 from tests.crash.points.world import (
     BYSTANDER,
     CONSUMER,
@@ -86,6 +86,7 @@ class Child:
         if not self.pid:
             status = 1
             try:
+                die_with_parent()
                 signal.setitimer(signal.ITIMER_REAL, PROGRESS_S)
                 run()
                 status = 0
@@ -105,9 +106,6 @@ class Child:
     def expect(self, code: int, who: str) -> None:
         """Wait for a certain end or stop."""
         ended = self.wait()
-        if ended != code and ended == -signal.SIGSTOP:
-            os.kill(self.pid, signal.SIGKILL)
-            self.wait()
         if ended == -signal.SIGALRM:
             raise AssertionError(f"no progress within {PROGRESS_S} s: {who}")
         assert ended == code, f"{who} ended with {ended}, not {code}"

@@ -31,6 +31,7 @@ from aembus.supervisor.core import run_supervisor
 from aembus.supervisor.dead_letters import DeadLetters
 from tests.crash.points import lines
 from tests.crash.points.board import Board
+from tests.crash.points.steps import die_with_parent
 
 Role = Literal["visitor", "worker", "supervisor", "nobody"]
 
@@ -72,6 +73,7 @@ class Process:
         if not self.pid:
             code = 1
             try:
+                die_with_parent()
                 signal.setitimer(signal.ITIMER_REAL, SECONDS_MAX)
                 run()
                 code = 0

@@ -8,7 +8,7 @@ import signal
 
 from aembus.shm import layout, names, registry
 from aembus.shm.registry import RegistryReader
-from tests.crash.points.cases import Child
+from tests.crash.points.cases import Child, end_children
 from tests.crash.points.steps import KILL, STOP, Bytecodes
 from tests.crash.points.world import NONCE, World
 
@@ -36,6 +36,7 @@ def sweep_reader(world: World) -> tuple[int, list[str]]:
                 os.kill(child.pid, signal.SIGCONT)
                 child.expect(0, "the reader")
             except AssertionError as error:
+                end_children()
                 wrong.append(f"reader stopped at {number}, {count} generations meanwhile: {error}")
     reader.close()
     return cases, wrong
