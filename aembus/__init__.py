@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from aembus.bus import Bus as Bus
 from aembus.bus import BusStatistics as BusStatistics
 from aembus.bus import connect as connect
+from aembus.calls import Answer as Answer
+from aembus.codec import portable as portable
 from aembus.counter import Counter as Counter
 from aembus.errors import AembusError as AembusError
 from aembus.errors import BusAlreadyRunning as BusAlreadyRunning
@@ -17,6 +19,7 @@ from aembus.errors import CallFailed as CallFailed
 from aembus.errors import CallTimeout as CallTimeout
 from aembus.errors import ControlError as ControlError
 from aembus.errors import CorruptSegment as CorruptSegment
+from aembus.errors import DataMismatch as DataMismatch
 from aembus.errors import ForkedBusError as ForkedBusError
 from aembus.errors import InboxFull as InboxFull
 from aembus.errors import JobNotInHand as JobNotInHand
@@ -26,6 +29,7 @@ from aembus.errors import NotReady as NotReady
 from aembus.errors import OpenError as OpenError
 from aembus.errors import OutOfSharedMemory as OutOfSharedMemory
 from aembus.errors import PermissionRefused as PermissionRefused
+from aembus.errors import Refused as Refused
 from aembus.errors import RegistrationError as RegistrationError
 from aembus.errors import ServiceError as ServiceError
 from aembus.errors import ServiceLoadError as ServiceLoadError
@@ -41,6 +45,8 @@ from aembus.job import Identity as Identity
 from aembus.job import Job as Job
 from aembus.killpoints import killpoint as killpoint
 from aembus.points import ActivationPoint as ActivationPoint
+from aembus.points import TypedPoint as TypedPoint
+from aembus.stages import Timings as Timings
 
 if TYPE_CHECKING:
     from aembus.supervisor import DeadLetterBox as DeadLetterBox
@@ -52,6 +58,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "ActivationPoint",
     "AembusError",
+    "Answer",
     "Bus",
     "BusAlreadyRunning",
     "BusBroken",
@@ -63,6 +70,7 @@ __all__ = [
     "ControlError",
     "CorruptSegment",
     "Counter",
+    "DataMismatch",
     "DeadLetterBox",
     "Event",
     "EventStatistics",
@@ -79,6 +87,7 @@ __all__ = [
     "OpenError",
     "OutOfSharedMemory",
     "PermissionRefused",
+    "Refused",
     "RegistrationError",
     "ServiceError",
     "ServiceLoadError",
@@ -86,10 +95,13 @@ __all__ = [
     "SlotsExhausted",
     "Supervisor",
     "SupervisorError",
+    "Timings",
+    "TypedPoint",
     "VersionMismatch",
     "WorkerSpec",
     "connect",
     "killpoint",
+    "portable",
 ]
 
 

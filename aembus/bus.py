@@ -13,33 +13,44 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self, final
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, final, overload
 
+from aembus.attachment import Attachment
+from aembus.coroutines import Coroutines
 from aembus.counter import Counter
 from aembus.errors import (
-    BusBroken,
-    BusClosed,
+    AembusError,
     ForkedBusError,
     RegistrationError,
 )
 from aembus.event import Event, EventStatistics, Handler
 from aembus.events import EventStruct, EventStructStatistics
+from aembus.masking import masked
 from aembus.membership import Membership
-from aembus.points import ActivationPoint
+from aembus.points import ActivationPoint, TypedPoint
 from aembus.registrations import Registrations
-from aembus.rejoining import Rejoining
 from aembus.routing import ServiceVersion
 from aembus.runner import Runner, spin_from_environment
 from aembus.sender import Sender
 from aembus.service_clients import ServiceClients
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
+from aembus.stages import Stage, Stages
+
+if TYPE_CHECKING:
+    from aembus.interruption import Interrupter
 
 log = logging.getLogger("aembus")
 
 KEEP_S: Final = 60.0
+Delivery = Literal["run", "interrupt"]
+DELIVERY_RUN: Final = "run"
+DELIVERY_INTERRUPT: Final = "interrupt"
+
+_T = TypeVar("_T")
 
 _buses: weakref.WeakSet[Bus] = weakref.WeakSet()
 
@@ -60,7 +71,7 @@ class Bus:
     Args:
         bus: the bus's name.
         kind: "client" or "worker".
-        name, keep, reconnect: see `connect`.
+        name, keep, reconnect, delivery: see `connect`.
     """
 
     def __init__(
@@ -70,37 +81,58 @@ class Bus:
         name: str = "",
         keep: float = KEEP_S,
         reconnect: bool = False,
+        delivery: Delivery = DELIVERY_RUN,
     ) -> None:
         self.name = bus
-        self._wanted = {"kind": kind, "name": name, "keep_s": keep}
-        self._closed = False
-        self._on_broken: Callable[[], None] | None = None
+        self._check_delivery(delivery, reconnect)
+        self._delivery = delivery
+        self._interrupter: Interrupter | None = None
         self._on_reconnect: Callable[[], None] | None = None
         self._pid = os.getpid()
         self._points: dict[str, ActivationPoint] = {}
-        self._services = ServiceClients(self, self._membership_or_raise)
         self._counters: dict[str, Counter] = {}
-        self._changing = threading.Lock()
-        self._current: Membership | None = None
-        self._stop_asked = False
-        self._rejoining: Rejoining | None = None
-        membership = self._join()
+        self._attachment = Attachment(bus, {"kind": kind, "name": name, "keep_s": keep})
+        self._services = ServiceClients(self, self._attachment.membership_or_raise)
         self._registrations = Registrations(lambda: self._membership, together=bool(name))
+        membership = self._membership
         self._runner = Runner(
-            membership.event_struct, membership.inbox, membership.calls, self._await_bus
+            membership.event_struct, membership.inbox, membership.calls, self._attachment.await_bus
         )
-        if reconnect:
-            self._rejoining = Rejoining(bus, self._join_again)
-        self._take_up(membership)
+        self._coroutines = Coroutines(self._runner.pause)
+        self._attachment.begin(self._runner, self._registrations.publish, self._move, reconnect)
         _buses.add(self)
+        if not name:  # else once its registrations are published
+            self._begin_interruptions()
+
+    @staticmethod
+    def _check_delivery(delivery: str, reconnect: bool) -> None:
+        if delivery not in (DELIVERY_RUN, DELIVERY_INTERRUPT):
+            raise ValueError(
+                f"delivery is {DELIVERY_RUN!r} or {DELIVERY_INTERRUPT!r}, delivery={delivery!r}"
+            )
+        if delivery == DELIVERY_INTERRUPT:
+            if reconnect:
+                raise ValueError("delivery='interrupt' does not go with reconnect=True")
+            from aembus.interruption import check_can_interrupt
+
+            check_can_interrupt()
+
+    def _begin_interruptions(self) -> None:
+        if self._delivery == DELIVERY_INTERRUPT and self._interrupter is None:
+            from aembus.interruption import Interrupter
+
+            try:
+                bell = self._membership.take_pipe_bell()
+                self._interrupter = Interrupter(self._runner, self._inbox, bell)
+            except BaseException:
+                self.close(keep=True)
+                raise
 
     # --- the membership -------------------------------------------------------------------------
 
     @property
     def _membership(self) -> Membership:
-        current = self._current
-        assert current is not None
-        return current
+        return self._attachment.membership
 
     @property
     def member_name(self) -> str:
@@ -130,91 +162,22 @@ class Bus:
     def _inbox(self) -> Inbox:
         return self._membership.inbox
 
-    def _join(self) -> Membership:
-        return Membership(self.name, self._wanted, self._handle_stop, self._handle_broken)
-
-    def _take_up(self, membership: Membership) -> None:
-        # What breaks from now on is the current one, and its watcher says so; what broke before
-        # has been overheard.
-        with self._changing:
-            self._current = membership
-            broken, stop_asked = membership.broken, self._stop_asked
-        if broken:
-            self._lose(membership)
-        if stop_asked:
-            self.stop()
-
-    def _handle_stop(self) -> None:
-        with self._changing:
-            self._stop_asked = True
-            early = self._current is None
-        if not early:
-            self.stop()
-
-    def _handle_broken(self, membership: Membership) -> None:
-        with self._changing:
-            membership.broken = True
-            current = membership is self._current
-        membership.refuse()
-        if current:
-            self._lose(membership)
-
-    def _lose(self, membership: Membership) -> None:
-        membership.refuse()
-        if self._on_broken is not None:
-            self._on_broken()
-        self._runner.interrupt()
-        if self._rejoining is not None and not self._closed:
-            self._rejoining.begin()
-
-    def _await_bus(self, timeout_s: float) -> bool:
-        # For the runner: whether jobs can come, which they do once registrations are published.
-        membership = self._membership
-        if self._rejoining is None or self._closed:
-            self._membership_or_raise()
-        elif membership.broken and not self._rejoining.wait(timeout_s):
-            return False
-        try:
-            self._registrations.publish()
-        except BusBroken:
-            if self._rejoining is None:
-                raise
-            return False
-        return True
-
-    def _join_again(self) -> None:
-        last, membership = self._membership, self._join()
-        try:
-            with self._runner.exchange() as give:  # not before the job in hand is finished
-                if self._closed:
-                    raise BusClosed("this bus object was closed")
-                self._take_up(membership)
-                for name, counter in list(self._counters.items()):
-                    counter.rebind(membership.inbox, membership.counter(name))
-                for point in list(self._points.values()):
-                    point.rebind(membership.sender)
-                self._services.rejoin()
-                if self._on_reconnect is not None:
-                    self._on_reconnect()
-                self._registrations.repeat()
-                give(membership.event_struct, membership.inbox, membership.calls)
-        except BaseException:
-            membership.leave(keep=not self._closed)
-            if membership is self._current:
-                membership.broken = True
-                membership.refuse()
-            else:
-                membership.close()
-            raise
-        finally:
-            if last is not self._current:
-                last.close_when_unused()
+    def _move(self, membership: Membership) -> None:
+        # The bus was joined again, and nothing is delivered meanwhile.
+        for name, counter in list(self._counters.items()):
+            counter.rebind(membership.inbox, membership.counter(name))
+        for point in list(self._points.values()):
+            point.rebind(membership.sender, membership.calls)
+        self._services.rejoin()
+        if self._on_reconnect is not None:
+            self._on_reconnect()
+        self._registrations.repeat()
 
     # --- registering ----------------------------------------------------------------------------
 
     def register(
         self,
-        point: str,
+        point: str | TypedPoint[Any],
         handler: Handler,
         *,
         group: str | None = None,
@@ -223,13 +186,17 @@ class Bus:
         redeliver: bool = True,
         retries: int = 0,
         backoff: float = 1.0,
+        constructor: Stage | None = None,
+        destructor: Stage | None = None,
         context: Any = None,
     ) -> Event:
         """Run ``handler(event, *data)`` whenever `point` is activated, and return the event.
 
         Args:
-            point: the activation point's name.
-            handler: called in the thread that runs this bus, never inside another handler.
+            point: the activation point's name; or a typed point, whose handlers get the instance.
+            handler: called in the thread that runs this bus, never inside another handler.  May be
+                an ``async def`` where the bus is served (`serve`): the next job begins when it
+                has ended.
             group: the events of one group share the activations; without one, each gets all.
             name: tells two events with the same handler apart; default: its qualified name.
             once: close the event after its first job.
@@ -241,6 +208,14 @@ class Bus:
             backoff: seconds to pause before the second attempt, twice as many before each
                 further one, at most an hour.  A replacement of this process goes on with the
                 count, and begins the pause anew.
+            constructor: called right before the handler, ``constructor(event, *data)``; returns
+                the handler's arguments after the event, as a tuple or list.  It may raise
+                `Refused`: then the job is done and counted as refused, and a caller gets
+                CallFailed.  Whatever else it raises is as if the handler had raised.
+            destructor: called right after the handler, ``destructor(event, result, error)``,
+                also if that raised (then with the exception, and None as the result), but not
+                if the constructor raised.  What it returns goes back to a caller in place of
+                the result.  An exception of the handler stays one, whatever it returns.
             context: yours, as `event.context`.
 
         A worker's registrations are published together when its entry point returns, those of a
@@ -250,15 +225,21 @@ class Bus:
         Raises: RegistrationError for a duplicate and for numbers that do not fit, BusBroken,
         BusClosed.
         """
-        self._membership_or_raise()
+        self._attachment.membership_or_raise()
         if not 0 <= retries <= layout.STATE_FAILURE_MAX or not 0 <= backoff < math.inf:
             raise RegistrationError(
                 "retries and backoff must be 0 or more, and finite, "
                 f"retries={retries}, backoff={backoff}, point={point!r}"
             )
+        if not isinstance(point, str):
+            handler = point.handler(handler)
+            point = point.name
+        staged = constructor is not None or destructor is not None
         event = Event(
             point,
-            handler,
+            Stages(handler, constructor, destructor)
+            if staged
+            else self._coroutines.handler(handler),
             name=name or str(getattr(handler, "__qualname__", type(handler).__qualname__)),
             group=group,
             once=once,
@@ -271,7 +252,7 @@ class Bus:
         self._registrations.add(event)
         return event
 
-    def on(self, point: str, **options: Any) -> Callable[[Handler], Handler]:
+    def on(self, point: str | TypedPoint[Any], **options: Any) -> Callable[[Handler], Handler]:
         """Register the decorated function; options as for `register`."""
 
         def decorate(handler: Handler) -> Handler:
@@ -287,26 +268,41 @@ class Bus:
         process that was not registered again goes to its group or to the dead letters.
         """
         self._registrations.publish()
+        self._begin_interruptions()
 
     # --- activating -----------------------------------------------------------------------------
 
-    def point(self, name: str) -> ActivationPoint:
-        """Return the activation point of this name."""
+    @overload
+    def point(self, name: str) -> ActivationPoint: ...
+    @overload
+    def point(self, name: str, data: type[_T]) -> TypedPoint[_T]: ...
+    def point(self, name: str, data: type[_T] | None = None) -> ActivationPoint | TypedPoint[_T]:
+        """Return the activation point of this name.
+
+        Args:
+            data: a dataclass: makes it a typed point, which is activated with instances of it.
+
+        Raises: TypeError for a class that cannot be checked, BusBroken, BusClosed.
+        """
+        point = self._point(name)
+        return point if data is None else TypedPoint(point, data)
+
+    def _point(self, name: str) -> ActivationPoint:
         point = self._points.get(name)
         if point is None:
             membership = self._membership
-            if self._rejoining is None or self._closed:  # else it is good again some time
-                self._membership_or_raise()
-            point = self._points[name] = ActivationPoint(name, membership.sender)
+            if not self._attachment.reconnects or self._attachment.closed:
+                self._attachment.membership_or_raise()  # else it is good again some time
+            point = self._points[name] = ActivationPoint(name, membership.sender, membership.calls)
             if membership is not self._membership:  # joined again meanwhile, without this point
-                point.rebind(self._sender)
+                point.rebind(self._sender, self._membership.calls)
         return point
 
     def activate(
         self, point: str, *data: Any, key: str | bytes | int | None = None, timeout: float = 1.0
     ) -> int:
         """Same as ``bus.point(point).activate(...)``; see ActivationPoint.activate."""
-        return self.point(point).activate(*data, key=key, timeout=timeout)
+        return self._point(point).activate(*data, key=key, timeout=timeout)
 
     @property
     def job_bytes_max(self) -> int:
@@ -351,7 +347,9 @@ class Bus:
 
         Raises: BusBroken when the supervisor dies (after the job in hand), BusClosed.
         """
-        self._runner.run(spin_from_environment() if spin is None else spin)
+        self._check_thread()
+        with masked:  # delivered by the loop, not by interruptions
+            self._runner.run(spin_from_environment() if spin is None else spin)
 
     def poll(self, timeout: float = 0.0) -> int:
         """Deliver what is there, waiting up to `timeout` seconds for the first job.
@@ -359,12 +357,54 @@ class Bus:
         Returns how many jobs were handled.  Raises: BusBroken (not with reconnect=True: then the
         time-out passes without any), BusClosed.
         """
-        return self._runner.poll(timeout)
+        self._check_thread()
+        with masked:
+            return self._runner.poll(timeout)
 
     def run_in_thread(self, *, spin: float | None = None) -> threading.Thread:
         """Run this bus in a thread of its own; `close` ends it.  `spin`: see `run`."""
-        self._await_bus(0.0)
+        if self._delivery == DELIVERY_INTERRUPT:
+            raise AembusError("delivery='interrupt' needs no thread; connect without it for one")
+        self._attachment.await_bus(0.0)
         return self._runner.run_in_thread(spin_from_environment() if spin is None else spin)
+
+    def masked(self) -> AbstractContextManager[None]:
+        """Hold interruptions off while the main thread is in the ``with`` block.
+
+        What comes meanwhile is delivered on leaving it.  May be nested.  Guard by it what handlers
+        and the program share and a handler must not find half done, or locked: files and `print`
+        too.  Other deliveries interrupt nothing, and are not held off.
+        """
+        return masked
+
+    def _check_thread(self) -> None:
+        if self._coroutines.served:
+            raise AembusError("this bus is served already; handlers and tasks await, or return")
+        if (
+            self._delivery == DELIVERY_INTERRUPT
+            and threading.current_thread() is not threading.main_thread()
+        ):
+            raise AembusError("with delivery='interrupt' only the main thread gets jobs")
+
+    async def serve(self) -> None:
+        """Deliver jobs in the running event loop until `stop`, or until the bus is closed.
+
+        Other tasks run between two jobs, and while an ``async def`` handler awaits something; the
+        next job begins when it has ended.  For more at once, hold the job in a plain handler and
+        start a task that completes it.  Cancelling this cancels the handler that is awaited and
+        leaves its job in hand; it may be called again then.
+
+        Raises: BusBroken when the supervisor dies (after the job in hand), BusClosed.
+        """
+        self._check_thread()
+        if self._delivery == DELIVERY_INTERRUPT or self._attachment.reconnects:
+            raise AembusError("serve() goes neither with delivery='interrupt' nor with reconnect")
+        from aembus.serving import Server
+
+        self._attachment.await_bus(0.0)
+        bell = self._membership.take_pipe_bell()
+        await Server(self._runner, self._inbox, bell, self._coroutines).serve()
+        self._runner.finish()
 
     def stop(self) -> None:
         """Make `run` return after the job in hand; may be called from anywhere."""
@@ -374,7 +414,7 @@ class Bus:
 
     def on_broken(self, callback: Callable[[], None]) -> None:
         """Call `callback`, in the watcher thread, when the supervisor dies."""
-        self._on_broken = callback
+        self._attachment.on_broken = callback
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
         """Call `callback`, in a thread of its own, whenever the bus was joined again.
@@ -397,7 +437,7 @@ class Bus:
 
         Raises: ControlError if the member has too many.
         """
-        membership = self._membership_or_raise()
+        membership = self._attachment.membership_or_raise()
         counter = self._counters.get(name)
         if counter is None:
             counter = Counter(name, membership.inbox, membership.counter(name))
@@ -416,32 +456,35 @@ class Bus:
         """Leave the bus.  Idempotent.
 
         What is queued for this process goes to its groups or to the dead letters; the job in
-        hand is finished first.  Called by a handler, it takes effect when that has returned.
+        hand is finished first.  Called by a handler, or while the bus is served, it takes effect
+        when that has returned, or ended.
 
         Args:
             keep: for a member with a name: keep its place, with all that is queued, for the next
                 process of that name, as after a crash (see `connect`).
         """
-        if self._closed or os.getpid() != self._pid:
+        if self._attachment.closed or os.getpid() != self._pid:
             return
-        if self._runner.in_handler():  # it must return first: its job is in the inbox
+        if self._runner.in_handler() or self._coroutines.served:  # its job is in the inbox
             self._runner.afterwards(functools.partial(self.close, keep))
             self._runner.stop()
             return
-        self._closed = True
-        if (
-            self._rejoining is not None and self._membership.broken
-        ):  # no loss: it looks for the next
-            self._sender.refuse(BusClosed("this bus object was closed"))
+        with masked:
+            self._close(keep)
+
+    def _close(self, keep: bool) -> None:
+        self._attachment.closed = True
+        if self._interrupter is not None:
+            self._interrupter.close()
+        self._attachment.refuse_while_lost()
         self._runner.stop()
         self._runner.join()
-        if self._rejoining is not None:
-            self._rejoining.close()
+        self._attachment.end()
         membership = self._membership
         membership.event_struct.settle()  # held jobs that were completed since the last round
         membership.sender.close()
         membership.leave(keep)
-        membership.close()
+        membership.close_when_unused()
 
     def __enter__(self) -> Self:
         return self
@@ -455,12 +498,6 @@ class Bus:
         # By an exception is not on purpose: as after a crash, the next one finds what is queued.
         self.close(keep=kind is not None)
 
-    def _membership_or_raise(self) -> Membership:
-        membership = self._membership
-        if self._closed or membership.broken:
-            membership.sender.refresh()  # raises BusClosed, BusBroken or ForkedBusError
-        return membership
-
     def _poison(self) -> None:
         self._sender.forget_parent(
             ForkedBusError(
@@ -469,13 +506,22 @@ class Bus:
             )
         )
         self._membership.control.forget_parent()
-        self._closed = True
+        if self._interrupter is not None:
+            self._interrupter.forget_parent()
+        self._attachment.closed = True
 
     def __repr__(self) -> str:
         return f"<Bus {self.name!r} slot={self.slot} member={self.member_name!r}>"
 
 
-def connect(bus: str, *, name: str = "", keep: float = KEEP_S, reconnect: bool = False) -> Bus:
+def connect(
+    bus: str,
+    *,
+    name: str = "",
+    keep: float = KEEP_S,
+    reconnect: bool = False,
+    delivery: Delivery = DELIVERY_RUN,
+) -> Bus:
     """Join the running bus of this name and return it; use it as a context manager.
 
     Args:
@@ -491,12 +537,19 @@ def connect(bus: str, *, name: str = "", keep: float = KEEP_S, reconnect: bool =
         reconnect: when the supervisor dies, join the next supervisor of the bus, register all
             events there again, and go on.  Until then activations raise BusBroken.  What was
             queued went with the old supervisor.
+        delivery: "run": jobs are delivered by `run`, `poll`, `run_in_thread` or `serve`.
+            "interrupt": they are delivered into the main thread, whatever it does: its program is
+            interrupted between two bytecodes, or in a call that blocks, which goes on after.
+            Handlers run one at a time, never inside one another, and `Bus.masked` holds them off.
+            It begins at once, for a member with a name when `publish_registrations` is called.
+            What is no Exception (SystemExit) passes from a handler into the program.  Uses SIGURG;
+            one bus object of a process can have it.
 
     Blocks until the supervisor has answered.
     Raises: BusNotFound, PermissionRefused, VersionMismatch, OutOfSharedMemory, SlotsExhausted,
-    NameInUse if a living process has the name.
+    NameInUse if a living process has the name, AembusError if this process cannot be interrupted.
     """
-    return Bus(bus, name=name, keep=keep, reconnect=reconnect)
+    return Bus(bus, name=name, keep=keep, reconnect=reconnect, delivery=delivery)
 
 
 def _poison_after_fork() -> None:

@@ -1,7 +1,8 @@
 """Calls that wait for an answer: a request in the callee's inbox, the reply in ours.
 
 Replies come by lanes of their own and are taken without running any handler, so a thread may wait
-for one while jobs queue behind it.  A reply that nobody waits for any more is dropped and counted.
+for one while jobs queue behind it, and a handler may call.  A reply that nobody waits for any more
+is dropped and counted.
 """
 
 from __future__ import annotations
@@ -9,23 +10,74 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
+from aembus import callchain
+from aembus.callchain import Chain
 from aembus.codec import decode, encode
-from aembus.errors import CallFailed, CallTimeout
-from aembus.routing import Target
-from aembus.sender import Job, Sender
+from aembus.errors import AembusError, CallFailed, CallTimeout
+from aembus.masking import masked
+from aembus.routing import SUPERVISOR_SLOT, Target
+from aembus.sender import IN_TURN, Job, Route, Sender
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 from aembus.shm.lanes import Record
 
+NS: Final = 1_000_000_000
+
+# The error types of CallFailed where it was not the callee that raised.
+NOBODY_REGISTERED: Final = "NobodyRegistered"
+SEVERAL_REGISTERED: Final = "SeveralRegistered"
+CALL_CYCLE: Final = "CallCycle"
+MEMBER_GONE: Final = "MemberGone"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One member's answer to `ActivationPoint.call_all`.
+
+    member: the name of the member that was called.
+    event: the name of its event; empty where no handler answered.
+    value: what its handler returned; None if it failed.
+    error: why there is no value; None if there is one.
+    """
+
+    member: str
+    event: str
+    value: Any = None
+    error: AembusError | None = None
+
 
 class _Waiting:
-    __slots__ = ("failed", "payload")
+    __slots__ = ("answer", "reply_id")
 
-    def __init__(self) -> None:
-        self.payload: bytes | None = None
-        self.failed = False
+    def __init__(self, reply_id: int) -> None:
+        self.reply_id = reply_id
+        self.answer: tuple[int, bytes] | None = None  # flags and payload of the reply
+
+    @property
+    def failed(self) -> bool:
+        """Whether the answer, if there is one, is a failure."""
+        return self.answer is not None and bool(self.answer[0] & layout.FLAG_FAILED)
+
+    @property
+    def returned(self) -> bool:
+        """Whether nobody has begun the call."""
+        return self.answer is not None and bool(self.answer[0] & layout.FLAG_RETURNED)
+
+    def result(self) -> tuple[Any, str]:
+        """Return value and event's name; raises CallFailed."""
+        assert self.answer is not None
+        flags, payload = self.answer
+        answer = decode(payload)
+        if flags & layout.FLAG_RETURNED:
+            raise CallFailed(MEMBER_GONE, "its member went before it began the call")
+        if flags & layout.FLAG_FAILED:
+            raise CallFailed(*answer)
+        value, *event = answer
+        return value, event[0] if event else ""
 
 
 class Calls:
@@ -34,67 +86,223 @@ class Calls:
     Args:
         sender, inbox: the member's two sides.
         incarnation: makes the reply ids of this process unlike those of any before it.
+        chain: returns who waits for the handler that calls this; None outside of handlers.
     """
 
-    def __init__(self, sender: Sender, inbox: Inbox, incarnation: int) -> None:
+    def __init__(
+        self, sender: Sender, inbox: Inbox, incarnation: int, chain: Callable[[], Chain | None]
+    ) -> None:
         self._sender = sender
         self._inbox = inbox
+        self._incarnation = incarnation
+        self._chain = chain
         self._reply_ids = itertools.count(incarnation << 32 | 1)
+        self._routes: dict[str, Route] = {}
         self._waiting: dict[int, _Waiting] = {}
-        self._draining = threading.Lock()
+        self._draining = threading.RLock()
+        self._handing_over = False
         self.late_replies = 0
 
-    def call(self, target: Target, data: tuple[Any, ...], timeout_s: float, what: str) -> Any:
-        """Send a request to `target`, block until its answer, and return the result.
+    # --- calling a service ------------------------------------------------------------------------
+
+    def call_service(
+        self, target: Target, data: tuple[Any, ...], timeout_s: float, what: str
+    ) -> Any:
+        """Send a request to a service, block until its answer, and return the result.
 
         Raises: CallTimeout, CallFailed with what the other side raised, InboxFull, BusBroken,
         OutOfSharedMemory.
         """
-        # Too little memory for the answer is better told here than found out by the callee.
-        self._inbox.reserve_reply_lane(target.slot)
         deadline = time.monotonic() + timeout_s
-        reply_id = next(self._reply_ids)
-        waiting = self._waiting[reply_id] = _Waiting()
-        job = Job(
-            encode(data),
-            kind=layout.KIND_CALL,
-            flags=layout.FLAG_WANTS_REPLY,
-            reply_id=reply_id,
-        )
+        waiting = self._new_waiting()
         try:
-            if not self._sender.send(target, job, timeout_s, what):
-                raise CallFailed("MemberGone", f"nobody to call, call={what!r}, target={target}")
-            while waiting.payload is None:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    raise CallTimeout(f"no answer in time, call={what!r}, timeout_s={timeout_s}")
-                self._inbox.wait(
-                    lambda: (
-                        waiting.payload is not None
-                        or self._inbox.has_replies()
-                        or self._sender.refuses
-                    ),
-                    left_s,
-                )
-                self._sender.refresh()  # raises if the supervisor died meanwhile
-                self.take_replies()
+            if not self._request(waiting, target, encode(data), IN_TURN, 0, deadline, what):
+                raise CallFailed(MEMBER_GONE, f"nobody to call, call={what!r}, target={target}")
+            self._await([waiting], deadline)
         finally:
-            del self._waiting[reply_id]
-        result = decode(waiting.payload)
-        if waiting.failed:
-            raise CallFailed(*result)
-        return result[0]
+            del self._waiting[waiting.reply_id]
+        if waiting.answer is None:
+            raise CallTimeout(f"no answer in time, call={what!r}, timeout_s={timeout_s}")
+        return waiting.result()[0]
+
+    # --- calling handlers -------------------------------------------------------------------------
+
+    def call(
+        self, point: str, data: bytes, key_hash: int, timeout_s: float, redeliver: bool
+    ) -> Any:
+        """See ActivationPoint.call."""
+        deadline = time.monotonic() + timeout_s
+        flags = layout.FLAG_REDELIVER if redeliver else 0
+        while True:
+            target = self._the_one(point, key_hash)
+            waiting = self._new_waiting()
+            try:
+                if self._call(waiting, target, point, data, key_hash, flags, deadline):
+                    self._await([waiting], deadline)
+                    if waiting.answer is None:
+                        raise CallTimeout(
+                            "no answer in time; the handler may run all the same, "
+                            f"point={point!r}, timeout_s={timeout_s}, {self._who(target)}"
+                        )
+                    if not waiting.returned:
+                        return waiting.result()[0]
+                elif time.monotonic() >= deadline:
+                    raise CallTimeout(f"nobody stayed, point={point!r}, timeout_s={timeout_s}")
+            finally:
+                del self._waiting[waiting.reply_id]
+
+    def call_all(self, point: str, data: bytes, timeout_s: float) -> list[Answer]:
+        """See ActivationPoint.call_all."""
+        deadline = time.monotonic() + timeout_s
+        targets = self._pick(point, IN_TURN)
+        names = [self._sender.routing.members[target.slot].name for target in targets]
+        calls = [self._new_waiting() for _ in targets]
+        errors: list[AembusError | None] = [None] * len(targets)
+        try:
+            for number, (waiting, target) in enumerate(zip(calls, targets, strict=True)):
+                try:
+                    if not self._call(waiting, target, point, data, IN_TURN, 0, deadline):
+                        raise CallFailed(MEMBER_GONE, f"it went just now, point={point!r}")
+                except AembusError as error:
+                    self._sender.refresh()  # raises if nothing can be called any more
+                    errors[number] = error
+            asked = [w for w, error in zip(calls, errors, strict=True) if error is None]
+            self._await(asked, deadline)
+        finally:
+            for waiting in calls:
+                del self._waiting[waiting.reply_id]
+        timed_out = f"no answer in time, point={point!r}, timeout_s={timeout_s}"
+        return [
+            _answer(name, waiting, error, timed_out)
+            for name, waiting, error in zip(names, calls, errors, strict=True)
+        ]
+
+    def _pick(self, point: str, key_hash: int) -> Sequence[Target]:
+        route = self._routes.get(point)
+        if route is None:
+            route = self._routes.setdefault(point, self._sender.route(point))
+        return self._sender.pick(route, Job(b"", key_hash))
+
+    def _the_one(self, point: str, key_hash: int) -> Target:
+        targets = self._pick(point, key_hash)
+        if len(targets) == 1:
+            return targets[0]
+        if not targets:
+            raise CallFailed(NOBODY_REGISTERED, f"there is nobody to call, point={point!r}")
+        members = [self._sender.routing.members[target.slot].name for target in targets]
+        raise CallFailed(
+            SEVERAL_REGISTERED,
+            "a call has one answer, and several events are concerned; use call_all, or register "
+            f"them in one group, point={point!r}, members={members}",
+        )
+
+    def _call(
+        self,
+        waiting: _Waiting,
+        target: Target,
+        point: str,
+        data: bytes,
+        key_hash: int,
+        flags: int,
+        deadline: float,
+    ) -> int:
+        chain = self._chain()
+        if chain is None:
+            chain = ()
+        else:
+            chain = (*chain, self._incarnation)
+            member = self._sender.routing.members.get(target.slot)
+            if member is not None and member.incarnation in chain:
+                raise CallFailed(
+                    CALL_CYCLE,
+                    "the member to call waits for this very call and delivers nothing meanwhile; "
+                    f"point={point!r}, member={member.name!r}, incarnations waiting={chain}",
+                )
+        payload = callchain.wrap(chain, data)
+        return self._request(waiting, target, payload, key_hash, flags, deadline, point)
+
+    def _who(self, target: Target) -> str:
+        member = self._sender.routing.members.get(target.slot)
+        return f"member={member.name!r}" if member is not None else "member=None"
+
+    # --- requests and replies ---------------------------------------------------------------------
+
+    def _new_waiting(self) -> _Waiting:
+        waiting = _Waiting(next(self._reply_ids))
+        self._waiting[waiting.reply_id] = waiting
+        return waiting
+
+    def _request(
+        self,
+        waiting: _Waiting,
+        target: Target,
+        payload: bytes,
+        key_hash: int,
+        flags: int,
+        deadline: float,
+        what: str,
+    ) -> int:
+        # Too little memory for the answer is better told here than found out by who answers.
+        self._inbox.reserve_reply_lane(target.slot)
+        self._inbox.reserve_reply_lane(SUPERVISOR_SLOT)
+        job = Job(
+            payload,
+            key_hash,
+            kind=layout.KIND_CALL,
+            flags=layout.FLAG_WANTS_REPLY | flags,
+            deadline_ns=int(deadline * NS),
+            reply_id=waiting.reply_id,
+        )
+        return self._sender.send(target, job, deadline - time.monotonic(), what)
+
+    def _await(self, calls: Sequence[_Waiting], deadline: float) -> None:
+        while any(waiting.answer is None for waiting in calls):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return
+            self._inbox.wait(lambda: self._may_go_on(calls), left_s)
+            self._sender.refresh()  # raises if the supervisor died meanwhile
+            self.take_replies()
+
+    def _may_go_on(self, calls: Sequence[_Waiting]) -> bool:
+        return (
+            # What another thread takes is handed over soon; then nobody posts for it any more.
+            self._handing_over
+            or self._inbox.has_replies()
+            or self._sender.refuses
+            or all(waiting.answer is not None for waiting in calls)
+        )
 
     def take_replies(self) -> None:
         """Hand the replies that have arrived to those who wait for them."""
-        with self._draining:
-            for record in self._inbox.take_replies():
-                self._hand_over(record)
+        with masked, self._draining:
+            self._handing_over = True
+            try:
+                for record in self._inbox.take_replies():
+                    self._hand_over(record)
+            finally:
+                self._handing_over = False
+        for lane in self._inbox.lanes[layout.CLASS_REPLY]:
+            producer = self._inbox.producer_wanting_room(lane)
+            if producer is not None:
+                self._sender.ring(producer)
 
     def _hand_over(self, record: Record) -> None:
         waiting = self._waiting.get(record.reply_id)
-        if waiting is None:
+        # A callee may die right after its answer: then the supervisor's is there too.
+        if waiting is None or (waiting.answer is not None and not waiting.failed):
             self.late_replies += 1
             return
-        waiting.failed = bool(record.flags & layout.FLAG_FAILED)
-        waiting.payload = record.payload
+        waiting.answer = record.flags, record.payload
+
+
+def _answer(member: str, waiting: _Waiting, error: AembusError | None, timed_out: str) -> Answer:
+    if error is None and waiting.answer is None:
+        error = CallTimeout(timed_out)
+    if error is not None:
+        return Answer(member, "", None, error)
+    try:
+        value, event = waiting.result()
+    except CallFailed as failed:
+        return Answer(member, failed.event, None, failed)
+    return Answer(member, event, value, None)

@@ -30,6 +30,7 @@ from aembus.errors import (
     PermissionRefused,
     VersionMismatch,
 )
+from aembus.masking import masked
 from aembus.shm import names
 
 PROTOCOL_VERSION: Final = 1
@@ -178,7 +179,7 @@ class ControlClient:
             self._send({"op": op, **fields})
 
     def _send(self, message: dict[str, Any]) -> None:
-        with self._send_lock:
+        with masked, self._send_lock:
             try:
                 self._socket.sendall(pack_frame(message))
             except OSError as error:

@@ -38,18 +38,42 @@ class JobTooLarge(AembusError):
     """A job is larger than half a lane.  Nothing was sent."""
 
 
+class DataMismatch(AembusError, TypeError):
+    """What was activated at a typed point does not fit its class, at either end."""
+
+
 class RegistrationError(AembusError):
     """An event could not be registered: a duplicate, or options that do not fit."""
 
 
-class CallFailed(AembusError):
-    """The called side raised; carries the remote exception as text, never as an object."""
+class Refused(AembusError):
+    """Raise it in a constructor or a handler: this job is not for you, and that is no failure.
 
-    def __init__(self, error_type: str, text: str, traceback_text: str = "") -> None:
+    The job is done then and not tried again; it is counted, and a caller gets CallFailed with this
+    text.
+    """
+
+
+class CallFailed(AembusError):
+    """A call has no result; carries what the called side raised as text, never as an object.
+
+    error_type: the name of the remote exception's type; or of aembus itself: NobodyRegistered,
+        SeveralRegistered, CallCycle, MemberGone, JobFailed, DeadLetter.
+    text, traceback_text: of the remote exception.
+    event: the name of the event whose handler failed; empty if none did.
+    """
+
+    def __init__(
+        self, error_type: str, text: str, traceback_text: str = "", event: str = ""
+    ) -> None:
         super().__init__(f"{error_type}: {text}")
         self.error_type = error_type
         self.text = text
         self.traceback_text = traceback_text
+        self.event = event
+
+    def __reduce__(self) -> tuple[type[CallFailed], tuple[str, str, str, str]]:
+        return type(self), (self.error_type, self.text, self.traceback_text, self.event)
 
 
 class CallTimeout(AembusError):

@@ -8,6 +8,7 @@ from typing import Any, Protocol, final
 
 from aembus.job import Job
 from aembus.shm.lanes import LaneConsumer, Record
+from aembus.stages import Stages, Timings
 
 Handler = Callable[..., object]
 
@@ -21,10 +22,16 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EventStatistics:
-    """What one event's handler did in this process."""
+    """What one event's handler did in this process.
+
+    refused: jobs that its constructor or handler refused; they are neither of the others.
+    timings: of its stages; None if it has neither constructor nor destructor.
+    """
 
     delivered: int
     failed: int
+    refused: int = 0
+    timings: Timings | None = None
 
 
 @final
@@ -33,6 +40,7 @@ class Event:
 
     id: stable across restarts of a named member; 0 until published.
     point: the activation point's name.
+    handler: what is delivered to; Stages if there is a constructor or destructor.
     context: yours; aembus never looks at it.
     """
 
@@ -40,6 +48,7 @@ class Event:
         "_closer",
         "_failed",
         "_owner",
+        "_refused",
         "_special",
         "backoff",
         "context",
@@ -82,6 +91,7 @@ class Event:
         self._closer = closer
         self._owner: Owner | None = None
         self._failed = 0
+        self._refused = 0
         self._special: Record | None = None
         # These two are set by the lane that delivers, see LaneConsumer.deliver.
         self.lane: LaneConsumer | None = None
@@ -108,13 +118,22 @@ class Event:
         """
         self._closer(self)
 
+    def work_on(self, record: Record | None) -> None:
+        """Take up the record of `job`, or lay it down (for a handler that is awaited)."""
+        self._special = record
+
     def count_failed(self) -> None:
         """Count a job whose handler raised (the event_struct does)."""
         self._failed += 1
 
+    def count_refused(self) -> None:
+        """Count a job that was refused (the event_struct does)."""
+        self._refused += 1
+
     def statistics(self) -> EventStatistics:
         """Return what the handler did so far in this process."""
-        return EventStatistics(self.delivered, self._failed)
+        timings = self.handler.timings() if isinstance(self.handler, Stages) else None
+        return EventStatistics(self.delivered, self._failed, self._refused, timings)
 
     def __repr__(self) -> str:
         return f"<Event {self.id} {self.name!r} at {self.point!r}>"

@@ -14,13 +14,15 @@ import functools
 import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from aembus import callchain
+from aembus.answers import Answers, Failure, failure_of
+from aembus.callchain import Chain
 from aembus.codec import decode
-from aembus.errors import AembusError, BusBroken, ControlError, JobNotInHand
+from aembus.errors import AembusError, BusBroken, ControlError, JobNotInHand, Refused
 from aembus.event import Event
 from aembus.held import HeldJobs
 from aembus.job import Job
@@ -48,6 +50,7 @@ class EventStructStatistics:
     dead_lettered: int
     held: int = 0
     retrying: int = 0
+    refused: int = 0
 
 
 class Undeliverable(Protocol):
@@ -69,6 +72,7 @@ class EventStruct:
         undeliverable: keeps what cannot be delivered.
         give_room: told the slot of a producer that waits for room and has it now.
         check: raises if the bus is closed, broken, or the parent process's.
+        answers: by which callers get theirs.
     """
 
     def __init__(
@@ -78,11 +82,14 @@ class EventStruct:
         undeliverable: Undeliverable,
         give_room: Callable[[int], None],
         check: Callable[[], object],
+        answers: Answers,
     ) -> None:
         self._slot = slot
         self._give_room = give_room
         self._inbox = inbox
         self._undeliverable = undeliverable
+        self._answers = answers
+        self._chain: Chain = ()  # who waits for the call in hand
         self._events: dict[int, Event] = {}
         self._other_kinds: dict[int, Callable[[Record], None]] = {}
         self._held: HeldJobs[Event] = HeldJobs(check, inbox.wake)
@@ -91,6 +98,7 @@ class EventStruct:
         self._stopping = bytearray(1)  # one byte, so that a lane can look at it between two jobs
         self._delivered = 0  # of other kinds, and by events that were closed
         self._failed = 0
+        self._refused = 0
         self._dead_lettered = 0
         self._show_unfinished()  # a predecessor may have left other numbers
 
@@ -116,6 +124,10 @@ class EventStruct:
     def stop(self) -> None:
         """Make `deliver` return after the job in hand."""
         self._stopping[0] = 1
+
+    def go_on(self) -> None:
+        """Take `stop` back."""
+        self._stopping[0] = 0
 
     def deliver(self) -> int:
         """Give every lane its turn and return how many jobs were handled.
@@ -149,6 +161,10 @@ class EventStruct:
         """Say whether this is called by a handler."""
         return self._delivering == threading.get_ident()
 
+    def call_chain(self) -> Chain | None:
+        """Return who waits for the handler that calls this; None outside of handlers."""
+        return self._chain if self.in_handler() else None
+
     # --- what is not finished when its handler has returned --------------------------------------
 
     def is_due(self) -> bool:
@@ -178,7 +194,7 @@ class EventStruct:
                 self._count_delivered(event)
             else:
                 log.error("held job of %r failed: %s", event, failed)
-                self._fail(record, event, f"failed: {failed}")
+                self._fail(record, event, f"failed: {failed}", Failure("JobFailed", failed))
         if settled:
             self._show_unfinished()
         return settled
@@ -211,9 +227,16 @@ class EventStruct:
         self._held.hold(record, event)
         self._show_unfinished()
 
-    def complete(self, record: Record, failed: str | None) -> None:
+    def complete(self, record: Record, failed: str | None, result: Any = None) -> None:
         """See Job.done and Job.fail."""
-        self._held.complete(record, failed)
+        if record.kind == layout.KIND_CALL:
+            answer = functools.partial(self._answer, record, result)
+            self._held.complete(record, failed, answer)
+        else:
+            self._held.complete(record, failed)
+
+    def _answer(self, record: Record, result: Any, event: Event) -> None:
+        self._answers.result(record.header, result, event.name)
 
     # --- one by one -------------------------------------------------------------------------------
 
@@ -244,7 +267,7 @@ class EventStruct:
         return handled
 
     def _deliver_special(self, record: Record) -> None:
-        if record.kind != layout.KIND_JOB:
+        if record.kind not in layout.KINDS_FOR_EVENTS:
             self._deliver_other(record.lane, record)
             return
         event = self._events.get(record.event_id)
@@ -257,10 +280,10 @@ class EventStruct:
         deaths = layout.state_deaths(record.header[4])
         if deaths >= DEATHS_MAX:
             self._give_back(record, f"in hand at {deaths} deaths")
-        elif deaths > 0 and not event.redeliver:
+        elif deaths > 0 and not (event.redeliver and _may_come_again(record)):
             self._give_back(record, "in hand when its worker died")
         elif record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
-            self._try_again(record, event, HANDLER_RAISED, "")  # its worker died in the pause
+            self._try_again(record, event, HANDLER_RAISED, None)  # its worker died in the pause
             if event.once:
                 event.close()
         else:
@@ -273,14 +296,22 @@ class EventStruct:
         self._held.begin()
         event._special = record
         try:
-            event.handler(event, *decode(record.payload))
+            data = record.payload
+            if record.kind == layout.KIND_CALL:
+                self._chain, data = callchain.unwrap(data)
+            result = event.handler(event, *decode(data))
         except Exception as error:
             self._handler_raised(record, event, error)
         else:
             event._special = None
             if not self._held.was_held(record):
+                # Answered first: a kill in between makes a dead letter, and nobody wait in vain.
+                if record.kind == layout.KIND_CALL:
+                    self._answer(record, result, event)
                 record.lane.done(record)
                 self._count_delivered(event)
+        finally:
+            self._chain = ()
 
     def _run_again(self, record: Record, event: Event) -> None:
         if self._events.get(event.id) is not event and not event.once:
@@ -310,19 +341,31 @@ class EventStruct:
         self._delivered += 1
 
     def _handler_raised(self, record: Record, event: Event | None, error: Exception) -> None:
+        refused = isinstance(error, Refused)
         if event is not None:  # else its handler has closed it
-            log.error("handler of %r failed, job=%s", event, event.job, exc_info=error)
+            if not refused:
+                log.error("handler of %r failed, job=%s", event, event.job, exc_info=error)
             event.lane = event._special = None
-        if self._held.release(record):
-            detail = "".join(traceback.format_exception(error))
-            self._fail(record, event, HANDLER_RAISED, detail)
+        if refused and self._held.release(record):
+            self._refuse(record, event, error)
+        elif self._held.release(record):
+            self._fail(record, event, HANDLER_RAISED, failure_of(error))
         else:  # the job itself was completed before
             self._count_failed(event)
 
-    def _fail(self, record: Record, event: Event | None, reason: str, detail: str = "") -> None:
+    def _refuse(self, record: Record, event: Event | None, error: Exception) -> None:
+        self._refused += 1
+        if event is not None:
+            event.count_refused()
+        if record.kind == layout.KIND_CALL:
+            name = event.name if event is not None else ""
+            self._answers.failed(record.header, failure_of(error), name)
+        record.lane.done(record)
+
+    def _fail(self, record: Record, event: Event | None, reason: str, failure: Failure) -> None:
         self._count_failed(event)
         record.lane.fail(record)
-        self._try_again(record, event, reason, detail)
+        self._try_again(record, event, reason, failure)
 
     def _count_failed(self, event: Event | None) -> None:
         self._failed += 1
@@ -330,35 +373,51 @@ class EventStruct:
         if event is not None:
             event.count_failed()
 
-    def _try_again(self, record: Record, event: Event | None, reason: str, detail: str) -> None:
+    def _try_again(
+        self, record: Record, event: Event | None, reason: str, failure: Failure | None
+    ) -> None:
         # The record is FAILED.  If it becomes a dead letter and this process is killed before it is
         # marked as dead, its replacement comes here again, and no handler does.
         if event is None or record.failures > event.retries:
-            self._give_back(record, reason, detail=detail)
+            self._give_back(record, reason, failure=failure)
             return
         due = time.monotonic() + pause(event.backoff, record.failures, BACKOFF_S_MAX)
         self._postponed.add(due, functools.partial(self._run_again, record, event))
         self._show_unfinished()
 
     def _give_back(
-        self, record: Record, reason: str, *, try_group: bool = False, detail: str = ""
+        self,
+        record: Record,
+        reason: str,
+        *,
+        try_group: bool = False,
+        failure: Failure | None = None,
     ) -> None:
         lane = record.lane
         if try_group:
             lane.start(record)  # whoever finds it so, if we die here, does not send it on again
+            if record.kind == layout.KIND_CALL:
+                self._answers.returned(record.header)  # its caller knows best who else is there
+                lane.forwarded(record)
+                return
+        detail = failure.traceback_text if failure is not None else ""
         try:
             forwarded = self._undeliverable(record, reason, try_group=try_group, detail=detail)
         except (BusBroken, ControlError) as error:
             log.error("job could not be kept and stays in hand: %s, reason=%s", error, reason)
             if isinstance(error, ControlError):
                 again = functools.partial(
-                    self._give_back, record, reason, try_group=try_group, detail=detail
+                    self._give_back, record, reason, try_group=try_group, failure=failure
                 )
                 self._postponed.add(time.monotonic() + KEEP_AGAIN_S, again)
             return
         if forwarded:
             lane.forwarded(record)
         else:
+            if record.kind == layout.KIND_CALL:
+                event = self._events.get(record.event_id)
+                name = event.name if event is not None else ""
+                self._answers.failed(record.header, failure or Failure("DeadLetter", reason), name)
             lane.dead(record)
             self._dead_lettered += 1
 
@@ -372,4 +431,9 @@ class EventStruct:
             self._dead_lettered,
             len(self._held),
             len(self._postponed),
+            self._refused,
         )
+
+
+def _may_come_again(record: Record) -> bool:
+    return record.kind != layout.KIND_CALL or bool(record.flags & layout.FLAG_REDELIVER)

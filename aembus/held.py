@@ -54,8 +54,14 @@ class HeldJobs(Generic[E]):
             self._held[key] = (record, event)
             record.lane.hold(record)
 
-    def complete(self, record: Record, failed: str | None) -> None:
-        """Take what a held job came to; see Job.done and Job.fail."""
+    def complete(
+        self, record: Record, failed: str | None, answer: Callable[[E], None] | None = None
+    ) -> None:
+        """Take what a held job came to; see Job.done and Job.fail.
+
+        Args:
+            answer: called before the job is done, so that a kill in between fails a call.
+        """
         self._check()
         held = self._held.pop(_key(record), None)  # one step: of several threads one gets it
         if held is None:
@@ -65,6 +71,8 @@ class HeldJobs(Generic[E]):
             )
         record, event = held
         if failed is None:
+            if answer is not None:
+                answer(event)
             try:
                 record.lane.mark_done(record)
             except ValueError as error:  # another thread is closing the bus

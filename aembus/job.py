@@ -22,7 +22,7 @@ class Keeper(Protocol):
     def hold(self, record: Record, event: Any) -> None:
         """See Job.hold."""
 
-    def complete(self, record: Record, failed: str | None) -> None:
+    def complete(self, record: Record, failed: str | None, result: Any = None) -> None:
         """See Job.done and Job.fail."""
 
 
@@ -76,16 +76,20 @@ class Job:
         """
         self._keeper.hold(self._record, self._event)
 
-    def done(self) -> None:
+    def done(self, result: Any = None) -> None:
         """Complete a held job; from any thread of its process.
 
-        Does not block.  When it has returned, the job comes to nobody again, whoever dies.  Its
-        room is given back when the bus runs next.
+        Args:
+            result: the answer, if somebody has called and waits; must fit msgpack.
+
+        Does not block, unless the caller's reply lane is full: then until there is room, or the
+        caller does not wait any more.  When it has returned, the job comes to nobody again, whoever
+        dies.  Its room is given back when the bus runs next.
 
         Raises: JobNotInHand if it was completed before or never held, BusClosed, BusBroken,
         ForkedBusError; nothing has changed then.
         """
-        self._keeper.complete(self._record, None)
+        self._keeper.complete(self._record, None, result)
 
     def fail(self, reason: str) -> None:
         """Complete a held job as if its handler had raised; from any thread of its process.

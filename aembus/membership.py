@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from aembus.answers import Answers
 from aembus.calls import Calls
 from aembus.control import ControlClient
 from aembus.errors import AembusError, BusBroken
 from aembus.events import EventStruct
 from aembus.sender import Sender
 from aembus.shm import lanes, layout, names, registry
+from aembus.shm.doorbell import PipeBell
 from aembus.shm.inbox import Inbox, inbox_role
 from aembus.shm.lanes import Record
 from aembus.shm.registry import RegistryReader
@@ -53,6 +55,7 @@ class Membership:
         self._bus = bus
         self._on_stop = on_stop
         self.broken = False
+        self._pipe_bell: PipeBell | None = None
         self._sender: Sender | None = None
         self.control = ControlClient(bus, self._handle_push, functools.partial(on_broken, self))
         try:
@@ -64,6 +67,8 @@ class Membership:
     def _join(self, wanted: dict[str, Any]) -> None:
         me = self.control.request("join", **wanted)
         bus, nonce, inbox_id = self._bus, me["nonce"], me["inbox_id"]
+        self._nonce: str = nonce
+        self._inbox_id: int = inbox_id
         self.name: str = me["name"]
         self.slot: int = me["slot"]
         self.incarnation: int = me["incarnation"]
@@ -78,13 +83,16 @@ class Membership:
             self.sender = self._sender = Sender(
                 bus, nonce, self.slot, self.incarnation, self.reader, self.inbox.wait
             )
-            self.calls = Calls(self.sender, self.inbox, self.incarnation)
             self.event_struct = EventStruct(
                 self.slot,
                 self.inbox,
                 self._undeliverable,
                 self.sender.ring,
                 self.sender.refresh,
+                Answers(self.sender, waits=True),
+            )
+            self.calls = Calls(
+                self.sender, self.inbox, self.incarnation, self.event_struct.call_chain
             )
             # Until this process has timers of its own, expiries are those of a predecessor's.
             self.event_struct.on_kind(layout.KIND_TIMER, lambda record: None)
@@ -115,6 +123,14 @@ class Membership:
             try_group=try_group,
         )
         return bool(answer["forwarded"])
+
+    def take_pipe_bell(self) -> PipeBell:
+        """Return a doorbell with a descriptor; the inbox sleeps on it from now on.  Idempotent."""
+        if self._pipe_bell is None:
+            self.control.request("pipe_bell")
+            self._pipe_bell = PipeBell(self._bus, self._nonce, self._inbox_id)
+            self.inbox.take_bell(self._pipe_bell)
+        return self._pipe_bell
 
     def counter(self, name: str) -> int:
         """Return the index of the member's counter of this name.  Raises ControlError."""

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar, final
 
-from aembus.codec import encode, key_hash
+from aembus.calls import Answer, Calls
+from aembus.codec import NOT_PLAIN, encode, encode_plain, encode_rich, key_hash
 from aembus.sender import FULL, IN_TURN, Sender
+
+LOOK_FIRST_S: Final = 0.0005  # between two looks for room of `activate_async`
+LOOK_MAX_S: Final = 0.01
+
+_T = TypeVar("_T")
 
 
 @final
 class ActivationPoint:
     """One point of one bus; get it from `Bus.point` and keep it where activations are frequent."""
 
-    __slots__ = ("_route", "_sender", "name")
+    __slots__ = ("_calls", "_route", "_sender", "name")
 
-    def __init__(self, name: str, sender: Sender) -> None:
+    def __init__(self, name: str, sender: Sender, calls: Calls) -> None:
         self.name = name
+        self._calls = calls
         self._sender = sender
         self._route = sender.route(name)
 
@@ -25,19 +35,22 @@ class ActivationPoint:
         """Wake every concerned event: write a job into the inbox of each one's member.
 
         Args:
-            data: what the handlers get as arguments, after the event; must fit msgpack.
+            data: what the handlers get as arguments, after the event; see `aembus.codec`.
             key: activations with the same key reach the same member of each group, in order.
             timeout: seconds to wait for room if a concerned inbox is full.
 
         Returns how many jobs that made: 0 if nobody registered here.
 
         Raises: InboxFull (nothing was sent to anybody), JobTooLarge, TypeError for data that
-        msgpack does not know, BusBroken, BusClosed, ForkedBusError, OutOfSharedMemory.
+        cannot be sent, BusBroken, BusClosed, ForkedBusError, OutOfSharedMemory.
         """
         hashed = IN_TURN if key is None else key_hash(key)
-        payload = encode(data)
+        try:
+            payload = encode_plain(data)  # as `encode` would, a call less
+        except NOT_PLAIN:
+            payload = encode_rich(data)
         publisher = self._route.publisher
-        if publisher is not None:  # as `try_activate` would, a call less
+        if publisher is not None:  # as `try_activate` would
             jobs = publisher.publish(payload, hashed)
             if jobs:
                 return jobs
@@ -48,11 +61,131 @@ class ActivationPoint:
         hashed = IN_TURN if key is None else key_hash(key)
         return self._sender.try_activate(self._route, encode(data), hashed) != FULL
 
-    def rebind(self, sender: Sender) -> None:
+    def call(
+        self,
+        *data: Any,
+        key: str | bytes | int | None = None,
+        timeout: float = 5.0,
+        redeliver: bool = False,
+    ) -> Any:
+        """Wake the one concerned event, block for its answer, and return it.
+
+        A call is a job: delivered in order and one at a time, tried again as the event's `retries`
+        say, and at last a dead letter.  Its answer is what the handler returns (the event's
+        destructor, if it has one), or what `job.done` is given; it must fit msgpack.  A handler
+        may call; its member delivers nothing until the answer is there.
+
+        Args:
+            data: what the handler gets as arguments, after the event; must fit msgpack.
+            key: picks the member of the group, as for `activate`.
+            timeout: seconds to wait, for room in the inbox and for the answer.
+            redeliver: if the callee dies with the call in hand, wait for what its replacement
+                answers, which gets it again unless its event has redeliver=False.  Else the call
+                fails then and is a dead letter: what it did so far is not known.
+
+        Raises: CallFailed with what the handler raised, as text, once the job is not tried again;
+        also if nobody is registered, or several events without a group are, if the callee waits
+        for this very call, or died.  CallTimeout: the handler may run all the same, its answer is
+        dropped.  InboxFull, JobTooLarge, TypeError for data that msgpack does not know (nothing
+        was sent), BusBroken, BusClosed, ForkedBusError, OutOfSharedMemory.
+        """
+        hashed = IN_TURN if key is None else key_hash(key)
+        return self._calls.call(self.name, encode(data), hashed, timeout, redeliver)
+
+    def call_all(self, *data: Any, timeout: float = 5.0) -> list[Answer]:
+        """Call every concerned event, of each group one, and block until all have answered.
+
+        Args:
+            data: what the handlers get as arguments, after the event; must fit msgpack.
+            timeout: seconds to wait, for all of them together.
+
+        Returns an answer for each: who, and either what it returned or why there is no value
+        (CallFailed, CallTimeout, InboxFull).  Nobody registered: an empty list.
+
+        Raises: TypeError for data that msgpack does not know, BusBroken, BusClosed,
+        ForkedBusError.
+        """
+        return self._calls.call_all(self.name, encode(data), timeout)
+
+    async def activate_async(
+        self,
+        *data: Any,
+        key: str | bytes | int | None = None,
+        timeout: float = 1.0,  # noqa: ASYNC109  # as `activate` has it
+    ) -> int:
+        """Like `activate`, but let the event loop go on while there is no room.
+
+        It looks for room again and again, so who waits in `activate` may be first.  When this is
+        cancelled, nothing was sent.
+        """
+        import asyncio
+
+        hashed = IN_TURN if key is None else key_hash(key)
+        payload = encode(data)
+        deadline = time.monotonic() + timeout
+        pause_s = LOOK_FIRST_S
+        while time.monotonic() < deadline:
+            jobs = self._sender.try_activate(self._route, payload, hashed)
+            if jobs != FULL:
+                return jobs
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LOOK_MAX_S)
+        return self._sender.activate(self._route, payload, hashed, 0.0)
+
+    def rebind(self, sender: Sender, calls: Calls) -> None:
         """Activate through another sender from now on (the bus does, when it has joined again)."""
+        self._calls = calls
         # In this order: the old sender refuses any route, the new one must not see an old one.
         self._route = sender.route(self.name)
         self._sender = sender
 
     def __repr__(self) -> str:
         return f"<ActivationPoint {self.name!r}>"
+
+
+@final
+class TypedPoint(Generic[_T]):
+    """An activation point whose data are one instance of a dataclass, checked at both ends.
+
+    Get it from `Bus.point` with a class; register at it with ``bus.on(point)`` or
+    ``bus.register(point, handler)``: the handler is called with the event and the instance.
+    """
+
+    __slots__ = ("_point", "_shape")
+
+    def __init__(self, point: ActivationPoint, cls: type[_T]) -> None:
+        from aembus.typed import Shape  # which few need, and it brings Decimal along
+
+        self._point = point
+        self._shape = Shape(point.name, cls)
+
+    @property
+    def name(self) -> str:
+        """The activation point's name."""
+        return self._point.name
+
+    def activate(
+        self, data: _T, *, key: str | bytes | int | None = None, timeout: float = 1.0
+    ) -> int:
+        """Wake every concerned event, as `ActivationPoint.activate` does.
+
+        Raises: DataMismatch if `data` or one of its fields is of another type; nothing was sent.
+        """
+        return self._point.activate(self._shape.to_data(data), key=key, timeout=timeout)
+
+    def try_activate(self, data: _T, *, key: str | bytes | int | None = None) -> bool:
+        """Like `activate`, but return False at once if a concerned inbox is full."""
+        return self._point.try_activate(self._shape.to_data(data), key=key)
+
+    def handler(self, handler: Callable[[Any, _T], object]) -> Callable[..., object]:
+        """Return what to register for `handler`: it raises DataMismatch for what does not fit."""
+        from_data = self._shape.from_data
+
+        @functools.wraps(handler)
+        def typed(event: Any, *data: Any) -> object:
+            return handler(event, from_data(data))
+
+        return typed
+
+    def __repr__(self) -> str:
+        return f"<TypedPoint {self.name!r} of {self._shape.cls.__qualname__}>"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from aembus.errors import RegistrationError
 from aembus.event import Event
+from aembus.masking import masked
 from aembus.membership import Membership
 
 
@@ -37,7 +38,7 @@ class Registrations:
 
     def add(self, event: Event) -> None:
         """Register an event.  Raises RegistrationError for a duplicate, BusBroken."""
-        with self._lock:
+        with masked, self._lock:
             self._check_duplicate(event)
             if self._pending is not None:
                 self._pending.append(event)
@@ -57,7 +58,7 @@ class Registrations:
         """Publish what was kept until now; from now on each is published at once.  Idempotent."""
         if self._pending is None:
             return
-        with self._lock:
+        with masked, self._lock:
             if self._pending is not None:
                 self._publish(self._pending, self._op)
                 self._published, self._pending = self._pending, None
@@ -87,7 +88,7 @@ class Registrations:
 
     def close(self, event: Event) -> None:
         """Take an event off its wait queue."""
-        with self._lock:
+        with masked, self._lock:
             if self._pending is not None and event in self._pending:
                 self._pending.remove(event)
                 return

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+SUPERVISOR_SLOT: Final = 0
 STATE_RUNNING: Final = "running"
 STATE_DEGRADED: Final = "degraded"
 

@@ -53,6 +53,8 @@ class Runner:
         self._calls = calls
         self._await_bus = await_bus
         self._running = threading.Lock()
+        self._runs_in = 0  # the thread that holds it
+        self._ended = False  # nobody may run any more
         self._stopping = False
         self._parted = False  # its parts are gone, and it has no new ones yet
         self._stop_asked = False
@@ -66,26 +68,28 @@ class Runner:
             if not self._await_bus(LOOK_S):
                 continue
             with self._running:
-                while not (self._stopping or self._parted):
+                self._runs_in = threading.get_ident()
+                while not (self._stopping or self._parted or self._ended):
                     if self._deliver() or (spin_s and self._spin(spin_s)):
                         continue
-                    self._inbox.wait(self._has_work, self._event_struct.due_in_s())
-        self._finish()
+                    self._inbox.wait(self.has_work, self._event_struct.due_in_s())
+        self.finish()
 
     def poll(self, timeout_s: float) -> int:
         """Deliver what is there, waiting for the first job; return how many were handled."""
         if not self._await_bus(timeout_s):
             return 0
         with self._running:
-            if self._parted:
+            if self._parted or self._ended:
                 return 0
+            self._runs_in = threading.get_ident()
             handled = self._deliver()
             if not handled and timeout_s > 0:
                 until_due_s = self._event_struct.due_in_s()
-                found = self._inbox.wait(self._has_work, min(timeout_s, until_due_s))
+                found = self._inbox.wait(self.has_work, min(timeout_s, until_due_s))
                 if found or self._event_struct.is_due():
                     handled = self._deliver()
-        self._finish()
+        self.finish()
         return handled
 
     def run_in_thread(self, spin_s: float) -> threading.Thread:
@@ -122,6 +126,7 @@ class Runner:
         Deliveries go on behind the block.
         """
         with self._running:
+            self._runs_in = threading.get_ident()
             self._stopping = False  # whoever interrupts from now on means the new parts
             self._parted = True  # if the block fails, the old parts are closed all the same
             yield self._rebind
@@ -133,9 +138,14 @@ class Runner:
         self._parted = False
 
     def join(self) -> None:
-        """Wait for the thread of `run_in_thread`, unless this is it."""
+        """Wait until no thread runs this member, and let none begin; but not for this one."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        self._ended = True
+        # A signal handler may have interrupted the very thread that runs.
+        if not self._running.locked() or self._runs_in != threading.get_ident():
+            with self._running:
+                pass
 
     def in_handler(self) -> bool:
         """Say whether this is called by a handler."""
@@ -145,7 +155,8 @@ class Runner:
         """Do something once the delivery that runs now has ended."""
         self._afterwards = action
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Do what was put off until the delivery has ended; raise BusBroken if the bus is gone."""
         action, self._afterwards = self._afterwards, None
         if action is not None:
             action()
@@ -160,13 +171,40 @@ class Runner:
         except Exception:
             log.debug("ended because the bus was closed")
 
+    # --- for what delivers by itself: see `aembus.interruption` ---------------------------------
+
+    def deliver(self) -> int:
+        """Deliver one turn and return how many jobs were handled; does not wait."""
+        with self._running:
+            return self._deliver()
+
+    def pause(self) -> None:
+        """Make `deliver` return after the job in hand."""
+        self._event_struct.stop()
+
+    def go_on(self) -> None:
+        """Take `pause` back."""
+        self._event_struct.go_on()
+        if self._stopping:  # in this order: `stop` may be called by another thread
+            self._event_struct.stop()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing more is to be delivered: the bus was stopped, or is gone."""
+        return self._stopping
+
+    def due_in_s(self) -> float:
+        """Return in how many seconds something is due, without a post: infinity if nothing is."""
+        return self._event_struct.due_in_s()
+
     def _deliver(self) -> int:
         handled = self._event_struct.deliver()
         if self._inbox.lanes[layout.CLASS_REPLY] and self._inbox.has_replies():
             self._calls.take_replies()
         return handled
 
-    def _has_work(self) -> bool:
+    def has_work(self) -> bool:
+        """Say whether there is something to deliver, or to look at."""
         # Without what is due: no post announces that, the sleep is made short enough for it.
         return self._stopping or self._inbox.has_records() or self._event_struct.has_completed()
 
@@ -177,6 +215,6 @@ class Runner:
             for _ in range(SPINS_BETWEEN_LOOKS):
                 if found():
                     return True
-            if self._has_work() or self._event_struct.is_due():
+            if self.has_work() or self._event_struct.is_due():
                 return True
         return False

@@ -383,8 +383,10 @@ class Sender:
     def _open_peer(self, slot: int) -> Peer:
         member = self.routing.members[slot]
         peer = Peer(self._bus, self._nonce, slot, member.inbox_id, self._slot, self._incarnation)
-        self._peers[slot] = peer
-        return peer
+        first = self._peers.setdefault(slot, peer)
+        if first is not peer:  # a signal handler's delivery was here first
+            peer.close()
+        return first
 
     def _open_lane(self, peer: Peer, lane_class: int) -> LaneProducer:
         lane = peer.lane(lane_class)

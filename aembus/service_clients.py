@@ -68,7 +68,7 @@ class ServiceClients:
         """See Bus.call_service."""
         target = Target(service.slot, _call_id(service, call))
         calls = self._membership().calls
-        return calls.call(target, data, timeout_s, f"{service.name}.{call}")
+        return calls.call_service(target, data, timeout_s, f"{service.name}.{call}")
 
     def tell(
         self, service: ServiceVersion, call: str, data: tuple[Any, ...], timeout_s: float

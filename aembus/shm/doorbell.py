@@ -14,6 +14,7 @@ an event loop).  A semaphore is a bell here, never a lock: it has no owner whose
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import threading
@@ -105,8 +106,12 @@ class PipeBell:
 
     def __init__(self, bus: str, nonce: str, inbox_id: int) -> None:
         # Open for writing too: else the pipe reads as ended whenever no producer has it open.
-        path = pipe_bell_path(bus, nonce, inbox_id)
-        self.descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._path = pipe_bell_path(bus, nonce, inbox_id)
+        self.descriptor = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def open_reader(self) -> int:
+        """Return another descriptor of the pipe, for reading alone; the caller closes it."""
+        return os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def post(self) -> None:
         """See Bell."""
@@ -154,8 +159,11 @@ class Ringer:
                 self._post_semaphore()
             elif kind == layout.BELL_DESCRIPTOR:
                 self._post_pipe()
-        except (posix_ipc.ExistentialError, FileNotFoundError, BlockingIOError):
+        except (posix_ipc.ExistentialError, FileNotFoundError, BlockingIOError, BrokenPipeError):
             pass
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a pipe whose owner is dead, and has none open
+                raise
         self._posted = sleeping
 
     def _post_semaphore(self) -> None:

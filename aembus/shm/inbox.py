@@ -13,11 +13,12 @@ Read by one process, its owner; each lane is written by one producer.  Guarantee
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from aembus.shm import layout
 from aembus.shm.doorbell import Bell, fence, open_bell
@@ -41,6 +42,15 @@ def inbox_role(inbox_id: int) -> str:
     return f"inbox{inbox_id}"
 
 
+class Listener(Protocol):
+    """Work that the bell calls a thread away for, whatever that thread does: see `Inbox.listen`."""
+
+    thread: int
+
+    def wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        """Block that thread as `Inbox.wait` does; by `Inbox.wait_for_bell`, and listen on after."""
+
+
 class Inbox:
     """The owner's end of its inbox.
 
@@ -60,11 +70,15 @@ class Inbox:
         self._opened: dict[int, LaneConsumer | None] = {}  # by the lane's number; None: corrupt
         self.lanes: tuple[list[LaneConsumer], ...] = tuple([] for _ in range(layout.LANE_CLASSES))
         self._origins: dict[LaneConsumer, tuple[int, int]] = {}  # lane class, producer's slot
+        self._reserved: set[int] = set()  # reply lanes, by their number
         self._turns: list[_Turn] = [()]  # by the first normal lane; made when it is that one's turn
         self._turn = 0
         # Tickets go on growing from one owner to the next: a producer that has posted for our
         # predecessor's n-th sleep would else take our n-th sleep for the one it posted for.
-        self._ticket = time.monotonic_ns() & ~layout.BELL_KIND_MASK
+        first = time.monotonic_ns() & ~layout.BELL_KIND_MASK
+        self._tickets = itertools.count(first, layout.BELL_TICKET)  # one step to all threads
+        self._listener: Listener | None = None
+        self._bells = [bell]
         self._suspected_at = 0.0
         self._looking = threading.RLock()
         self._elected = threading.RLock()
@@ -125,9 +139,10 @@ class Inbox:
     def reserve_reply_lane(self, producer: int) -> None:
         """Give memory to the lane by which `producer` will answer.  Raises OutOfSharedMemory."""
         index = layout.lane_index(self._slots, layout.CLASS_REPLY, producer)
-        if self._doors[index] != layout.DOOR_OPEN:
+        if self._doors[index] != layout.DOOR_OPEN and index not in self._reserved:
             ring = layout.ring_offset(self._slots, self._lane_bytes, index)
             self._segment.reserve(ring, self._lane_bytes)
+            self._reserved.add(index)
 
     def has_jobs(self) -> bool:
         """Say whether a normal or urgent lane has a record to take."""
@@ -216,6 +231,13 @@ class Inbox:
         Any thread of the owner may call it; `ready` must be cheap and take no lock.
         It may return early when a Python signal handler ran.
         """
+        listener = self._listener
+        if listener is not None and listener.thread == threading.get_ident():
+            return listener.wait(ready, timeout_s)
+        return self.wait_for_bell(ready, timeout_s)
+
+    def wait_for_bell(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        """Do what `wait` does, also in the thread of the listener."""
         if timeout_s <= 0:
             return ready()
         deadline = time.monotonic() + timeout_s
@@ -227,7 +249,7 @@ class Inbox:
             while True:
                 wakes = self._wakes
                 try:
-                    if self._elected.acquire(blocking=False):
+                    if self._may_sleep() and self._elected.acquire(blocking=False):
                         self._sleep(left_s)
                     else:
                         with self._woken:
@@ -252,6 +274,33 @@ class Inbox:
                 self._waiting.remove(ready)
             except ValueError:  # Ctrl-C came first
                 pass
+
+    def _may_sleep(self) -> bool:
+        # Two sleepers would eat each other's post; a listener hears every one.
+        listener = self._listener
+        return listener is None or listener.thread == threading.get_ident()
+
+    def listen(self, listener: Listener | None) -> None:
+        """Have one thread hear every post from now on, by a signal or in its event loop.
+
+        It calls `answer_bell` then, which wakes the other threads, and `announce_sleep` when there
+        is nothing left to do.  None: as before.
+        """
+        self._listener = listener
+
+    def answer_bell(self) -> None:
+        """Take the posts back, for the thread that listens, and have those who wait look again."""
+        self.end_sleep()
+        if self._waiting:
+            self._wake_others()
+
+    def take_bell(self, bell: Bell) -> None:
+        """Sleep on another bell from now on; the inbox closes it.
+
+        A thread that sleeps on the last one looks again when that sleep's bound is over.
+        """
+        self._bells.append(bell)
+        self._bell = bell
 
     def is_waited_on(self) -> bool:
         """Say whether any thread is in `wait`."""
@@ -284,8 +333,7 @@ class Inbox:
 
         Call `end_sleep` in either case, after the wait.
         """
-        self._ticket += layout.BELL_TICKET
-        self._words[_SLEEPING_WORD] = self._ticket | self._bell.kind
+        self._words[_SLEEPING_WORD] = next(self._tickets) | self._bell.kind
         fence()  # SYNC POINT: pairs with the producer's fence between tail and sleeping
         return not ready()
 
@@ -348,7 +396,8 @@ class Inbox:
             lanes.clear()
         self._turns = [()]
         self._origins.clear()
-        self._bell.close()
+        for bell in self._bells:
+            bell.close()
         self._segment.close()
 
 

@@ -149,9 +149,12 @@ KIND_TIMER: Final = 3
 KIND_CALL: Final = 4
 KIND_REPLY: Final = 5
 KINDS: Final = frozenset((KIND_JOB, KIND_TIMER, KIND_CALL, KIND_REPLY))
+KINDS_FOR_EVENTS: Final = (KIND_JOB, KIND_CALL)  # in a member's inbox
 
 FLAG_WANTS_REPLY: Final = 1
 FLAG_FAILED: Final = 2
+FLAG_RETURNED: Final = 4  # of a reply: nobody has begun the call
+FLAG_REDELIVER: Final = 8  # of a call: whose callee died it is for the replacement
 
 STATE_NEW: Final = 1
 STATE_STARTED: Final = 2

@@ -16,10 +16,12 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+from aembus import callchain
 from aembus.routing import Target
 from aembus.sender import Job, Sender
 from aembus.shm import layout
 from aembus.shm.lanes import Record
+from aembus.supervisor.callers import Callers
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.supervisor.hosting import Hosting, Parked
 from aembus.supervisor.inboxes import Inboxes
@@ -52,6 +54,7 @@ class Departures:
         self._publication = publication
         self._sender = sender
         self._dead_letters = dead_letters
+        self.callers = Callers(inboxes, sender, self._keep_record)
         self.hosting: Hosting | None = None
         self.on_given_up: Callable[[tuple[int, ...], bytes], None] = lambda header, payload: None
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by inbox
@@ -81,7 +84,10 @@ class Departures:
 
     async def _retire(self, member: Member) -> None:
         self.forget_process(member)
+        self.callers.on_death(member, queued=False)
         generation = await self._publication.publish()
+        # Not later: a stopped process may hold up what follows, and callers would wait for it.
+        self.callers.on_death(member, queued=True)
         await self._publication.passed(generation)
         self._inboxes.empty(
             member.inbox_id,
@@ -102,7 +108,11 @@ class Departures:
         if record.attempts:  # in hand: whoever gets it next may die of it too, uncounted
             failed = record.header[4] & layout.STATE_MASK == layout.STATE_FAILED
             reason = WENT_BEFORE_RETRY if failed else "in hand when its member went"
+            self.callers.fail(member, record, reason)
             return self._keep(member, lane_class, record, reason)
+        if record.kind == layout.KIND_CALL:
+            self.callers.send_back(record)
+            return True
         if self.forward(record.header, record.payload):
             return True
         return self._keep(member, lane_class, record, "its member went")
@@ -122,9 +132,12 @@ class Departures:
         return bool(self.hosting.send(target, Job(payload, key_hash)))
 
     def _keep(self, member: Member, lane_class: int, record: Record, reason: str) -> bool:
-        self.keep(member, lane_class, record.header, record.payload, reason, "")
+        self._keep_record(member, lane_class, record, reason)
         self.on_given_up(record.header, record.payload)
         return False
+
+    def _keep_record(self, member: Member, lane_class: int, record: Record, reason: str) -> None:
+        self.keep(member, lane_class, record.header, record.payload, reason, "")
 
     def keep(
         self,
@@ -149,7 +162,7 @@ class Departures:
             "key_hash": header[12],
             "reason": reason,
             "detail": detail,
-            "payload": payload,
+            "payload": callchain.data_of(header, payload),
         }
         self._dead_letters.append(letter)
 

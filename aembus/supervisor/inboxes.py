@@ -83,6 +83,18 @@ class Inboxes:
             raise
         self._inboxes[inbox_id] = _Inbox(segment, Ringer(self._bus, self._nonce, inbox_id))
 
+    def create_pipe_bell(self, inbox_id: int) -> None:
+        """Create a doorbell with a descriptor beside an inbox's first one.  Idempotent.
+
+        Raises OutOfSharedMemory.
+        """
+        try:
+            create_bell(self._bus, self._nonce, inbox_id, layout.BELL_DESCRIPTOR)
+        except FileExistsError:
+            pass  # made for an earlier process of the place
+        except OSError as error:
+            raise no_space(error, self.name(inbox_id), layout.PAGE) from error
+
     def remove(self, inbox_id: int) -> None:
         """Remove an inbox; its counts are kept in `removed`."""
         self.removed += self.totals(inbox_id)
@@ -162,21 +174,40 @@ class Inboxes:
             lane = doors.find(layout.DOOR_OPEN, lane + 1)
         return found
 
-    def withdraw(self, inbox_id: int, producer: int, choose: Callable[[Record], bool]) -> None:
-        """Take single jobs out of one producer's lane, whose reader is dead; the rest stays.
+    def withdraw(
+        self,
+        inbox_id: int,
+        producer: int | None,
+        choose: Callable[[int, Record], int],
+        *,
+        queued: bool,
+    ) -> None:
+        """Take single jobs out of lanes whose reader is dead or has left; the rest stays.
 
         Args:
-            choose: called with each job; True if it became a dead letter.
+            producer: whose lanes; None for everybody's.
+            choose: called with the lane's class and each job or call; returns what became of it,
+                layout.STATE_DEAD or STATE_FORWARDED, or 0 if it stays.
+            queued: look at all that is there, and not only at what was begun.
         """
-        for lane_class, slot, _ in self._counts(inbox_id):
-            if slot != producer or lane_class == layout.CLASS_REPLY:
+        for lane_class, slot, counts in self._counts(inbox_id):
+            if producer not in (None, slot) or lane_class == layout.CLASS_REPLY:
+                continue
+            if not counts.queued:
                 continue
             try:
-                lane = self._consumer(inbox_id, lane_class, producer)
+                lane = self._consumer(inbox_id, lane_class, slot)
                 with contextlib.closing(lane):
                     while (record := lane.take()) is not None:
-                        if record.kind == layout.KIND_JOB and choose(record):
+                        if not queued and not record.attempts:
+                            break  # records are begun in order
+                        if record.kind not in layout.KINDS_FOR_EVENTS:
+                            continue
+                        state = choose(lane_class, record)
+                        if state == layout.STATE_DEAD:
                             lane.dead(record)
+                        elif state == layout.STATE_FORWARDED:
+                            lane.forwarded(record)
             except CorruptLane as error:
                 log.error("corrupt lane from slot %d, left to its next reader: %s", slot, error)
 
@@ -221,7 +252,7 @@ class Inboxes:
                 continue
             if record is None:
                 return
-            if record.kind != layout.KIND_JOB:
+            if record.kind not in layout.KINDS_FOR_EVENTS:
                 lane.done(record)  # an expiry or a reply for a process that is no more
             elif dispose(lane_class, producer, record):
                 lane.forwarded(record)

@@ -77,6 +77,7 @@ class Operations:
             "unregister": self.unregister,
             "leave": self.leave,
             "acknowledge": self.acknowledge,
+            "pipe_bell": self.pipe_bell,
             "counter": self.counter,
             "undeliverable": self.undeliverable,
             "not_started": self.not_started,
@@ -135,6 +136,11 @@ class Operations:
             raise
         member.sent_before = self._inboxes.sent_by(member.slot)
         return member
+
+    async def pipe_bell(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Give the member's inbox a doorbell with a descriptor, beside its semaphore."""
+        self._inboxes.create_pipe_bell(_member(connection).inbox_id)
+        return {}
 
     async def register(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Give out ids for events; they are not published yet."""

@@ -24,7 +24,7 @@ ANSWERED: Final = "its member died and its service has seen to it"
 
 
 class Requests:
-    """The services' jobs in inboxes whose owner died.
+    """The services' jobs, and the calls of members, in inboxes whose owner died.
 
     Args: the supervisor's parts.
     """
@@ -45,17 +45,18 @@ class Requests:
             queued: to what waits for it, too: nobody will take that up soon.
         """
 
-        def choose(record: Record) -> bool:
+        def choose(lane_class: int, record: Record) -> int:
             started = record.header[4] & layout.STATE_MASK in layout.STATES_IN_HAND
-            return (started or queued) and self._see_to(member, record)
+            seen_to = (started or queued) and self._see_to(member, lane_class, record)
+            return layout.STATE_DEAD if seen_to else 0
 
-        self._inboxes.withdraw(member.inbox_id, SERVICES_SLOT, choose)
+        self._inboxes.withdraw(member.inbox_id, SERVICES_SLOT, choose, queued=queued)
+        self._departures.callers.on_death(member, queued=queued)
 
-    def _see_to(self, member: Member, record: Record) -> bool:
+    def _see_to(self, member: Member, lane_class: int, record: Record) -> bool:
         event = self._members.registration(record.event_id)
         if event is None or not self._hosting.on_request_lost(event.point, record.payload, False):
             return False
-        lane_class = layout.CLASS_NORMAL
         try:
             self._departures.keep(member, lane_class, record.header, record.payload, ANSWERED, "")
         except OSError as error:

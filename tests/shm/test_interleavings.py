@@ -18,6 +18,7 @@ import pytest
 from aembus import publisher as publisher_module
 from aembus import room as room_module
 from aembus import sender as sender_module
+from aembus.answers import Answers
 from aembus.codec import encode
 from aembus.event import Event
 from aembus.events import EventStruct
@@ -106,7 +107,7 @@ class Machine:
         return sender
 
     def runner(self, inbox: Inbox, sender: Sender, handler: Callable[..., object]) -> Runner:
-        struct = EventStruct(0, inbox, never, sender.ring, never)
+        struct = EventStruct(0, inbox, never, sender.ring, never, Answers(sender, waits=True))
         options = {"name": "", "group": None, "once": False, "redeliver": True, "context": None}
         event = Event(POINT, handler, closer=never, **cast(Any, options))
         event.id = EVENT_ID
@@ -419,7 +420,7 @@ class Room:
         runner = machine.runner(inbox, sender, handle)
         while left:
             if not runner._deliver():
-                assert inbox.wait(runner._has_work, FOREVER_S)
+                assert inbox.wait(runner.has_work, FOREVER_S)
 
     def memory(self) -> dict[int, int]:
         """Return the words of the owner's inbox, its lane full."""

@@ -1,0 +1,111 @@
+"""The answers to calls: what the callee, or the supervisor in its place, sends back.
+
+An answer goes by the reply lane to the process that called.  If that is gone nobody waits, and
+nothing is sent; if it does not wait any more, it drops the answer and counts it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from aembus.codec import encode
+from aembus.errors import AembusError, JobTooLarge
+from aembus.routing import Target
+from aembus.sender import FULL, Job, Sender
+from aembus.shm import layout
+
+log = logging.getLogger("aembus")
+
+CUT: Final = 40  # characters of type and text that are kept of what does not fit otherwise
+NS: Final = 1_000_000_000
+
+_FLAGS, _SLOT, _DEADLINE_NS, _REPLY_ID, _INCARNATION = 2, 3, 7, 8, 9  # in a record's header
+
+
+class Failure(NamedTuple):
+    """What a call failed of, as text: an exception's type, text and traceback."""
+
+    error_type: str
+    text: str
+    traceback_text: str = ""
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return an exception as text that can be encoded, whatever it holds."""
+    try:
+        text = str(error)
+    except Exception:  # its own fault must not cost the caller the answer
+        text = "<its text cannot be had>"
+    trace = "".join(traceback.format_exception(error))
+    return Failure(type(error).__name__, _plain(text), _plain(trace))
+
+
+class Answers:
+    """Answers calls.
+
+    Args:
+        sender: this process's.
+        waits: wait for room in the caller's reply lane, until the call's deadline; the supervisor
+            does not.
+    """
+
+    def __init__(self, sender: Sender, *, waits: bool) -> None:
+        self._sender = sender
+        self._waits = waits
+
+    def result(self, header: Sequence[int], value: Any, event: str) -> None:
+        """Send back what a handler returned; what cannot be sent is a failure of the call.
+
+        Args:
+            header: the call's record's.
+            value: must fit msgpack.
+            event: the name of the event that answers.
+        """
+        try:
+            self._send(header, 0, encode((value, event)))
+        except Exception as error:  # whatever a subclass's conversion raises
+            log.error("what %r returned cannot be sent to its caller: %s", event, error)
+            self.failed(header, failure_of(error), event)
+
+    def failed(self, header: Sequence[int], failure: Failure, event: str = "") -> None:
+        """Send back that a call failed."""
+        texts = [_plain(text) for text in (*failure, event)]
+        try:
+            self._send(header, layout.FLAG_FAILED, encode(texts))
+        except JobTooLarge:
+            cut = (texts[0][:CUT], texts[1][:CUT], "", "")
+            self._send(header, layout.FLAG_FAILED, encode(cut))
+
+    def returned(self, header: Sequence[int]) -> None:
+        """Send back that nobody has begun the call, so that its caller calls somebody else."""
+        self._send(header, layout.FLAG_RETURNED, encode(()))
+
+    def _send(self, header: Sequence[int], flags: int, payload: bytes) -> None:
+        # Raises JobTooLarge alone.
+        slot = header[_SLOT]
+        if not header[_FLAGS] & layout.FLAG_WANTS_REPLY:
+            return
+        job = Job(payload, kind=layout.KIND_REPLY, flags=flags, reply_id=header[_REPLY_ID])
+        target = Target(slot, 0)
+        try:
+            member = self._sender.refresh().members.get(slot)
+            if member is None or member.incarnation != header[_INCARNATION]:
+                return
+            sent = self._sender.try_send(target, job, layout.CLASS_REPLY)
+            if sent == FULL and self._waits:
+                left_s = (header[_DEADLINE_NS] - time.monotonic_ns()) / NS
+                self._sender.send(target, job, left_s, "an answer", layout.CLASS_REPLY)
+            elif sent == FULL:
+                log.error("slot %d does not take its answers; one is dropped", slot)
+        except JobTooLarge:
+            raise
+        except AembusError as error:
+            log.error("slot %d does not get its answer: %s", slot, error)
+
+
+def _plain(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()  # no surrogates, which nobody decodes
