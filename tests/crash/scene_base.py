@@ -1,0 +1,396 @@
+"""The processes of a scene: how they are started, looked at and ended; and how a scene fails.
+
+What is done to them is in scene_faults, what is asked of them in scene.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn, Self
+
+import msgpack
+
+from aembus.routing import Member
+from aembus.shm import layout
+from aembus.supervisor.dead_letters import DeadLetters
+from tests.crash.scene_accounts import Accounts, Letter, Sums
+from tests.crash.scene_actors import Stage, worker_names
+from tests.crash.scene_belongings import SUPERVISOR, Belongings
+from tests.crash.scene_board import Board
+from tests.crash.scene_log import POINTS, LogReader
+from tests.crash.scene_view import View, children
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+SOURCES: Final = Path(os.environ.get("AEMBUS_SOURCES", ROOT))
+
+READY_S: Final = 4.0  # for a replacement; the plan says 2, on a machine of its own
+LATE: Final = 5  # times as long may take a single one, on a machine that has other things to do
+GONE_S: Final = 10.0  # for workers after their supervisor's death
+START_S: Final = 20.0
+TICK_S: Final = 0.003
+FAULTS_KEPT: Final = 25
+
+
+class Violation(AssertionError):
+    """A promise was not kept."""
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """What is known of one worker.
+
+    pid, since: its process now, and how many jobs were finished when that was first seen running.
+    killed_at: when it was killed; 0 once a replacement is ready.
+    """
+
+    name: str
+    pid: int = 0
+    since: int = 0
+    running: bool = False
+    killed_at: float = 0.0
+    killed_pid: int = 0
+
+
+class SceneBase:
+    """One scene.  Use it as a context manager: what still runs at the end is killed.
+
+    Args:
+        bus: a name that nobody else has.
+        directory: for logs, board and dead letters.
+        seed: of what the producers send.
+        replay: the command that plays it again, for the text of a violation.
+    """
+
+    def __init__(
+        self,
+        bus: str,
+        directory: Path,
+        seed: int,
+        *,
+        workers: int = 4,
+        producers: int = 3,
+        lane_bytes: int = 64 * 1024,
+        slots: int = 24,
+        stop_timeout_s: float = 2.0,
+        handler_timeout_s: float | None = None,
+        raise_share: float = 0.002,
+        replay: str = "",
+    ) -> None:
+        self.directory = directory
+        self.replay = replay
+        self.stage = Stage(
+            bus, str(directory), "", workers, producers, lane_bytes, slots, seed,
+            stop_timeout_s, handler_timeout_s, raise_share, "WARNING",
+        )  # fmt: skip
+        self.faults: deque[str] = deque(maxlen=FAULTS_KEPT)
+        self.board = Board(directory / "board", producers)
+        self.sums = Sums()
+        self.recoveries_ms: list[float] = []  # from a kill to the first job of the replacement
+        self.ready_ms: list[float] = []
+        self.probes_ms: list[float] = []
+        self.rescued_wakeups = 0
+        self.lives = 0
+        self._logs = LogReader(directory)
+        self._errors = (directory / "stderr").open("ab")
+        self._producers: dict[int, subprocess.Popen[bytes]] = {}
+        self._guests: dict[str, subprocess.Popen[bytes]] = {}
+        self._guests_begun = 0
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._view: View | None = None
+        self._workers: dict[str, WorkerState] = {}
+        self._stopped: set[int] = set()
+        self._killed_at_ns: dict[str, tuple[int, int]] = {}  # worker → when, its PID then
+        self._belongings = Belongings(
+            self.bus, self._pids, lambda: len(self.worker_pids()), lambda: len(self.view.members())
+        )
+        self.accounts = Accounts()
+        self._letters_read = 0
+
+    # --- beginning and end ------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self.start_supervisor()
+        for number in range(self.stage.producers):
+            self._spawn_producer(number)
+        self._wait("producers connect", START_S, self._all_connected)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.board.end()
+        processes = [*self._producers.values(), *self._guests.values()]
+        if self._supervisor is not None:
+            processes.append(self._supervisor)
+        for pid in self._stopped | self.worker_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        for process in processes:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        with contextlib.suppress(Violation):
+            self._wait("workers end", GONE_S, lambda: not self.worker_pids())
+        for pid in self.worker_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for path in Path("/dev/shm").glob(f"*aembus.{self.bus}.*"):
+            path.unlink(missing_ok=True)
+        if self._view is not None:
+            self._view.close()
+        self.board.close()
+        self._errors.close()
+
+    @property
+    def bus(self) -> str:
+        """The bus's name."""
+        return self.stage.bus
+
+    @property
+    def view(self) -> View:
+        """The bus, seen from outside."""
+        assert self._view is not None
+        return self._view
+
+    @property
+    def supervisor_pid(self) -> int:
+        """The supervisor's PID."""
+        assert self._supervisor is not None
+        return self._supervisor.pid
+
+    def spawn(self, role: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a process of the scene's own; its standard output is a pipe."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.crash.scene_actors", role, self.stage.to_json(),
+             *arguments],
+            cwd=SOURCES, env=self.environment(), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=self._errors,
+        )  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the scene's processes."""
+        return environment(self.bus, self.directory)
+
+    def start_supervisor(self, **environment: str) -> None:
+        """Start a supervisor, which must succeed at the first try, and wait until it is ready."""
+        self.begin_supervisor(**environment)
+        self.await_ready()
+
+    def begin_supervisor(self) -> None:
+        """Start a supervisor, and do not wait."""
+        self.lives += 1
+        state = str(self.directory / f"state-{self.lives}")
+        self.stage = dataclasses.replace(self.stage, state=state)
+        self.accounts = Accounts()
+        self._letters_read = 0
+        self._supervisor = self.spawn("supervisor")
+
+    def await_ready(self) -> None:
+        """Wait until the supervisor is ready."""
+        assert self._supervisor is not None
+        said = self.read_line(self._supervisor, START_S)
+        if said != "ready":
+            self.fail(f"the supervisor did not start: {said!r}")
+        if self._view is not None:
+            self._view.close()
+        self._view = View(self.bus)
+        self._workers = {name: WorkerState(name) for name in worker_names(self.stage)}
+        self._killed_at_ns.clear()
+        self._belongings.forget()
+        self.look()
+
+    def read_line(self, process: subprocess.Popen[bytes], timeout_s: float) -> str:
+        """Return the next line that a process says, "" if it ends."""
+        assert process.stdout is not None
+        readable, _, _ = select.select([process.stdout], [], [], timeout_s)
+        if not readable:
+            self.fail(f"no word in {timeout_s} s from {process.args!r}")
+        return process.stdout.readline().decode().strip()
+
+    def _spawn_producer(self, number: int) -> None:
+        process = self.spawn("producer", str(number))
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        self._producers[number] = process
+
+    def _all_connected(self) -> bool:
+        for number, process in self._producers.items():
+            if process.poll() is not None:
+                self.fail(f"producer {number} ended by itself, exit code {process.returncode}")
+        return all(self.board.connected(n) == p.pid for n, p in self._producers.items())
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Take note of what has become of the workers; fail if a replacement takes too long."""
+        now = time.monotonic()
+        for name, member in self.view.workers().items():
+            worker = self._workers[name]
+            running = member.state == "running" and member.pid != worker.killed_pid
+            if running and member.pid != worker.pid:
+                worker.pid, worker.since = member.pid, self.view.finished(member.inbox_id)
+                if worker.killed_at:
+                    self.ready_ms.append((now - worker.killed_at) * 1000)
+                    worker.killed_at = 0.0
+            worker.running = running
+            if worker.killed_at and now - worker.killed_at > LATE * READY_S and not self._stopped:
+                self.fail(f"I6: no replacement of {name} in {LATE * READY_S} s")
+        assert self._supervisor is not None
+        if self._supervisor.poll() is not None:
+            self.fail(f"the supervisor ended, exit code {self._supervisor.returncode}")
+
+    def workers_at_work(self) -> list[str]:
+        """Return the workers that have finished a job since they were started."""
+        members = self.view.workers()
+        return [
+            worker.name
+            for worker in self._workers.values()
+            if worker.running
+            and worker.pid not in self._stopped
+            and self.view.finished(members[worker.name].inbox_id) > worker.since
+        ]
+
+    def producers_connected(self) -> list[int]:
+        """Return the producers that are on the bus."""
+        return [
+            number
+            for number, process in self._producers.items()
+            if self.board.connected(number) == process.pid and process.pid not in self._stopped
+        ]
+
+    def _pids(self) -> dict[str, int]:
+        workers = {worker.name: worker.pid for worker in self._workers.values()}
+        return {SUPERVISOR: self.supervisor_pid, **workers}
+
+    def worker_pid(self, name: str) -> int:
+        """Return the PID of a worker's process now."""
+        return self._workers[name].pid
+
+    def producer_pid(self, number: int) -> int:
+        """Return the PID of a producer's process now."""
+        return self._producers[number].pid
+
+    def workers_starting(self) -> list[int]:
+        """Return the PIDs of the supervisor's children that are not running workers yet."""
+        known = {worker.pid for worker in self._workers.values()}
+        known |= {worker.killed_pid for worker in self._workers.values()}
+        return sorted(children(self.supervisor_pid) - known)
+
+    def worker_pids(self) -> set[int]:
+        """Return the PIDs of all workers of this scene that run, whoever is their parent."""
+        mark = f"AEMBUS_SCENE={self.bus}".encode()
+        found = set()
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command = (path / "cmdline").read_bytes().split(b"\0")
+                if b"aembus.worker" in command:
+                    if mark in (path / "environ").read_bytes().split(b"\0"):
+                        found.add(int(path.name))
+        return found
+
+    # --- what was written down --------------------------------------------------------------------
+
+    def take_logs(self) -> None:
+        """Take in what the members have written down since the last time."""
+        for name, entries in self._logs.new_entries():
+            self.accounts.take(name, entries)
+        for letter in self._new_letters():
+            self.accounts.take_letter(letter)
+        for name, (at_ns, pid) in list(self._killed_at_ns.items()):
+            worker = self._workers[name]
+            first = self.accounts.first_by_pid.get(worker.pid, 0)
+            if worker.pid != pid and first > at_ns:
+                self.recoveries_ms.append((first - at_ns) / 1e6)
+                del self._killed_at_ns[name]
+
+    def _new_letters(self) -> Iterator[Letter]:
+        letters = list(DeadLetters(Path(self.stage.state)).read())
+        for letter in letters[self._letters_read :]:
+            job = None  # of no concern of the accounts: an answer to a producer that is gone
+            if letter["point"] in POINTS.values():
+                stream, number, *_ = msgpack.unpackb(letter["payload"])
+                job = (stream, number)
+            _, inbox_id, _, origin, lane_number = letter["identity"]
+            yield Letter(
+                job, inbox_id, origin, lane_number, letter["attempts"], letter["reason"]
+            )  # fmt: skip
+        self._letters_read = len(letters)
+
+    def _judge_accounts(self) -> None:
+        if self.accounts.wrong:
+            self.fail("I2-I4: " + "\n  ".join(self.accounts.wrong[:10]))
+
+    def rescued_now(self) -> int:
+        """Return how often a worker was woken by the bound of its sleep, in this life."""
+        return sum(
+            self.view.word(member.inbox_id, layout.RESCUED_WAKEUPS)
+            for member in self.view.workers().values()
+        )
+
+    # --- failing ----------------------------------------------------------------------------------
+
+    def _wait(self, what: str, timeout_s: float, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                self.fail(f"not within {timeout_s} s: {what}")
+            time.sleep(TICK_S)
+
+    def fail(self, what: str) -> NoReturn:
+        """Raise Violation, with all that may help."""
+        raise Violation(
+            f"{what}\nseed {self.stage.seed}; play it again: {self.replay or '(see the test)'}\n"
+            f"members: {self._describe_members()}\nlast faults:\n  "
+            + "\n  ".join(self.faults)
+            + "\nlast words:\n  "
+            + "\n  ".join(self._last_words())
+        )
+
+    def _describe_members(self) -> str:
+        if self._view is None:
+            return "(no bus)"
+        described = []
+        for member in self._view.members():
+            with contextlib.suppress(Exception):
+                described.append(self._describe_member(member))
+        return "; ".join(described)
+
+    def _describe_member(self, member: Member) -> str:
+        queued = self.view.queued(member.inbox_id)
+        return f"{member.name} slot={member.slot} pid={member.pid} {member.state} queued={queued}"
+
+    def _last_words(self) -> list[str]:
+        self._errors.flush()
+        text = (self.directory / "stderr").read_text(errors="replace")
+        return text.splitlines()[-40:]
+
+
+def environment(bus: str, directory: Path) -> dict[str, str]:
+    """Return the environment of the processes of a scene that keeps its files in `directory`."""
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {
+        **inherited,
+        "PYTHONPATH": os.pathsep.join([str(SOURCES), str(ROOT)]),
+        # So many processes are started that compiling the modules for each would take longer
+        # than anything else; in a place of its own, for the sources may be changed ones.
+        "PYTHONPYCACHEPREFIX": str(directory / "compiled"),
+        "AEMBUS_SCENE": bus,
+    }
+
+
+def new_seed() -> int:
+    """Return a seed: that of AEMBUS_CRASH_SEED, or one by chance."""
+    given = os.environ.get("AEMBUS_CRASH_SEED")
+    return int(given) if given else random.SystemRandom().randrange(1 << 32)
