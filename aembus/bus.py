@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 import threading
 import weakref
@@ -24,19 +23,18 @@ from aembus.counter import Counter
 from aembus.errors import (
     AembusError,
     ForkedBusError,
-    RegistrationError,
 )
 from aembus.event import Event, EventStatistics, Handler
 from aembus.events import EventStruct, EventStructStatistics
 from aembus.masking import masked
 from aembus.membership import Membership
+from aembus.options import EventOptions
 from aembus.points import ActivationPoint, TypedPoint
 from aembus.registrations import Registrations
 from aembus.routing import ServiceVersion
 from aembus.runner import Runner, spin_from_environment
 from aembus.sender import Sender
 from aembus.service_clients import ServiceClients
-from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 from aembus.stages import Stage, Stages
 
@@ -226,29 +224,22 @@ class Bus:
         BusClosed.
         """
         self._attachment.membership_or_raise()
-        if not 0 <= retries <= layout.STATE_FAILURE_MAX or not 0 <= backoff < math.inf:
-            raise RegistrationError(
-                "retries and backoff must be 0 or more, and finite, "
-                f"retries={retries}, backoff={backoff}, point={point!r}"
-            )
-        if not isinstance(point, str):
-            handler = point.handler(handler)
-            point = point.name
-        staged = constructor is not None or destructor is not None
-        event = Event(
-            point,
-            Stages(handler, constructor, destructor)
-            if staged
-            else self._coroutines.handler(handler),
+        options = EventOptions(
             name=name or str(getattr(handler, "__qualname__", type(handler).__qualname__)),
             group=group,
             once=once,
             redeliver=redeliver,
             retries=retries,
             backoff=backoff,
-            context=context,
-            closer=self._registrations.close,
         )
+        if not isinstance(point, str):
+            handler = point.handler(handler)
+            point = point.name
+        if constructor is not None or destructor is not None:
+            handler = Stages(handler, constructor, destructor)
+        else:
+            handler = self._coroutines.handler(handler)
+        event = Event(point, handler, options, context=context, control=self._registrations)
         self._registrations.add(event)
         return event
 

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 from aembus.job import Job
+from aembus.options import EventOptions
 from aembus.shm.lanes import LaneConsumer, Record
 from aembus.stages import Stages, Timings
 
 Handler = Callable[..., object]
+
+
+class Control(Protocol):
+    """Who takes an event off its wait queue: the member's registrations."""
+
+    def close(self, event: Event) -> None:
+        """See Event.close."""
 
 
 class Owner(Protocol):
@@ -41,54 +49,42 @@ class Event:
     id: stable across restarts of a named member; 0 until published.
     point: the activation point's name.
     handler: what is delivered to; Stages if there is a constructor or destructor.
+    options: what it was registered with.
     context: yours; aembus never looks at it.
     """
 
     __slots__ = (
-        "_closer",
+        "_control",
         "_failed",
         "_owner",
         "_refused",
         "_special",
-        "backoff",
         "context",
         "delivered",
-        "group",
         "handler",
         "id",
         "lane",
-        "name",
         "once",
+        "options",
         "point",
-        "redeliver",
-        "retries",
     )
 
     def __init__(
         self,
         point: str,
         handler: Handler,
+        options: EventOptions,
         *,
-        name: str,
-        group: str | None,
-        once: bool,
-        redeliver: bool,
-        retries: int = 0,
-        backoff: float = 1.0,
-        context: Any,
-        closer: Callable[[Event], None],
+        context: Any = None,
+        control: Control | None = None,
     ) -> None:
         self.id = 0
         self.point = point
         self.handler = handler
-        self.name = name
-        self.group = group
-        self.once = once
-        self.redeliver = redeliver
-        self.retries = retries
-        self.backoff = backoff
+        self.options = options
+        self.once = options.once  # at hand for the lane that delivers
         self.context = context
-        self._closer = closer
+        self._control = control
         self._owner: Owner | None = None
         self._failed = 0
         self._refused = 0
@@ -96,6 +92,16 @@ class Event:
         # These two are set by the lane that delivers, see LaneConsumer.deliver.
         self.lane: LaneConsumer | None = None
         self.delivered = 0
+
+    @property
+    def name(self) -> str:
+        """What tells it from others of its member at the same point."""
+        return self.options.name
+
+    @property
+    def group(self) -> str | None:
+        """With whom it shares the activations; None: it gets each."""
+        return self.options.group
 
     @property
     def job(self) -> Job | None:
@@ -116,7 +122,8 @@ class Event:
 
         Jobs that were queued for it go to its group, or to the dead letters.
         """
-        self._closer(self)
+        if self._control is not None:  # else it is on none: the one that stands for timers
+            self._control.close(self)
 
     def work_on(self, record: Record | None) -> None:
         """Take up the record of `job`, or lay it down (for a handler that is awaited)."""

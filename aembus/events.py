@@ -280,7 +280,7 @@ class EventStruct:
         deaths = layout.state_deaths(record.header[4])
         if deaths >= DEATHS_MAX:
             self._give_back(record, f"in hand at {deaths} deaths")
-        elif deaths > 0 and not (event.redeliver and _may_come_again(record)):
+        elif deaths > 0 and not (event.options.redeliver and _may_come_again(record)):
             self._give_back(record, "in hand when its worker died")
         elif record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
             self._try_again(record, event, HANDLER_RAISED, None)  # its worker died in the pause
@@ -378,10 +378,10 @@ class EventStruct:
     ) -> None:
         # The record is FAILED.  If it becomes a dead letter and this process is killed before it is
         # marked as dead, its replacement comes here again, and no handler does.
-        if event is None or record.failures > event.retries:
+        if event is None or record.failures > event.options.retries:
             self._give_back(record, reason, failure=failure)
             return
-        due = time.monotonic() + pause(event.backoff, record.failures, BACKOFF_S_MAX)
+        due = time.monotonic() + pause(event.options.backoff, record.failures, BACKOFF_S_MAX)
         self._postponed.add(due, functools.partial(self._run_again, record, event))
         self._show_unfinished()
 

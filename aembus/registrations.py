@@ -66,7 +66,7 @@ class Registrations:
     def _publish(self, events: list[Event], op: str) -> None:
         # Ids first, publication second: a job must not arrive before its event is known here.
         membership = self._membership()
-        wanted = [[event.point, event.name, event.group] for event in events]
+        wanted = [[event.point, event.name, event.options.to_document()] for event in events]
         ids = membership.control.request("register", events=wanted)["ids"]
         for event, event_id in zip(events, ids, strict=True):
             event.id = event_id

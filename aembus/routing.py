@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from aembus.options import RoutingOptions
+
 SUPERVISOR_SLOT: Final = 0
 STATE_RUNNING: Final = "running"
 STATE_DEGRADED: Final = "degraded"
@@ -103,12 +105,13 @@ class Routing:
         groups: dict[str, list[Target]] = {}
         # By event id: the order, and so the member that a key picks, is the same everywhere and
         # stays when a worker is restarted.
-        for event_id, slot, group in sorted(registrations, key=_event_id):
+        for event_id, slot, document in sorted(registrations, key=_event_id):
+            options = RoutingOptions(**document)
             target = Target(slot, event_id)
-            if group is None:
+            if options.group is None:
                 everyone.append(target)
             else:
-                groups.setdefault(group, []).append(target)
+                groups.setdefault(options.group, []).append(target)
         return WaitQueue(everyone, [self._able(group) for group in groups.values()])
 
     def _able(self, group: list[Target]) -> list[Target]:
@@ -118,7 +121,11 @@ class Routing:
     def group(self, point: str, group: str | None) -> Sequence[Target]:
         """Return the events of one group of a point."""
         registrations = sorted(self.points.get(point, ()), key=_event_id)
-        return [Target(slot, event_id) for event_id, slot, of in registrations if of == group]
+        return [
+            Target(slot, event_id)
+            for event_id, slot, document in registrations
+            if RoutingOptions(**document).group == group
+        ]
 
     def service(self, name: str, version: str | None) -> ServiceVersion | None:
         """Return the version asked for, or the newest (the last loaded) of a service."""

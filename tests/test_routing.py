@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from aembus.codec import key_hash
+from aembus.options import RoutingOptions
 from aembus.routing import EMPTY, STATE_DEGRADED, STATE_RUNNING, Routing, Target, WaitQueue
 
 POINT = "call.setup"
@@ -32,7 +33,12 @@ def routing(
         ]
         for slot in slots
     ]
-    points = {POINT: [list(registration) for registration in registrations]}
+    points = {
+        POINT: [
+            [event_id, slot, RoutingOptions(group=group).to_document()]
+            for event_id, slot, group in registrations
+        ]
+    }
     return Routing(generation, {"members": members, "points": points, "services": services or []})
 
 

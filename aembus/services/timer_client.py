@@ -15,6 +15,7 @@ from typing import Any, Final, final
 from aembus.bus import Bus
 from aembus.codec import encode, key_hash
 from aembus.event import Event
+from aembus.options import EventOptions
 from aembus.routing import ServiceVersion
 from aembus.shm import layout
 from aembus.shm.lanes import Record
@@ -60,16 +61,7 @@ class TimerClient:
         self._bus = bus
         self._running: dict[int, _Running] = {}
         # One event stands for all timers of this process: there may be millions of those.
-        self._event = Event(
-            "timer",
-            self._expire,
-            name="timer",
-            group=None,
-            once=False,
-            redeliver=False,
-            context=None,
-            closer=lambda event: None,
-        )
+        self._event = Event("timer", self._expire, EventOptions(name="timer", redeliver=False))
         self.rejoin(service)
 
     def rejoin(self, service: ServiceVersion) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aembus.errors import ControlError, RegistrationError, SlotsExhausted
+from aembus.options import RoutingOptions
 from aembus.routing import STATE_RUNNING
 from aembus.shm import layout
 
@@ -28,11 +29,15 @@ STATE_LEAVING: Final = "leaving"  # no longer in the registry; its inbox is bein
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One event: where, under what name, and which group shares it."""
+    """One event: where, under what name, and what every member knows of it.
+
+    A member's event is the same as before if point, name and group are.
+    """
 
     point: str
     name: str
     group: str | None
+    options: RoutingOptions = field(compare=False)
 
 
 @dataclass(slots=True)
@@ -144,12 +149,13 @@ class Members:
         They are pending until `publish` or `publish_all`.  Raises RegistrationError.
         """
         ids = []
-        for point, name, group in wanted:
-            registration = Registration(point, name, group)
+        for point, name, document in wanted:
+            options = RoutingOptions(**document)
+            registration = Registration(point, name, options.group, options)
             if registration in member.events.values() and member.state == STATE_RUNNING:
                 raise RegistrationError(
                     "this member has such an event already; give another name=..., "
-                    f"point={point!r}, name={name!r}, group={group!r}"
+                    f"point={point!r}, name={name!r}, group={options.group!r}"
                 )
             key = (member.name, registration)
             event_id = self._stable_ids.get(key)
@@ -196,7 +202,8 @@ class Members:
         points: dict[str, list[list[Any]]] = {}
         for member in listed:
             for event_id, event in member.events.items():
-                points.setdefault(event.point, []).append([event_id, member.slot, event.group])
+                registration = [event_id, member.slot, event.options.to_document()]
+                points.setdefault(event.point, []).append(registration)
         return {
             "bus": bus,
             "nonce": nonce,

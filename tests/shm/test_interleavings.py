@@ -22,6 +22,7 @@ from aembus.answers import Answers
 from aembus.codec import encode
 from aembus.event import Event
 from aembus.events import EventStruct
+from aembus.options import EventOptions
 from aembus.runner import Runner
 from aembus.sender import IN_TURN, Sender
 from aembus.shm import inbox as inbox_module
@@ -97,7 +98,7 @@ class Machine:
 
     def sender(self, slot: int, wait: Callable[..., bool], *peers: Peer) -> Sender:
         members = [[number, 1, number, "client", "", 0, "running"] for number in range(3)]
-        document = {"members": members, "points": {POINT: [[EVENT_ID, 0, None]]}, "services": []}
+        document = {"members": members, "points": {POINT: [[EVENT_ID, 0, {}]]}, "services": []}
         word = RegistryReader.generation_word
         reader = SimpleNamespace(words=[1] * (word + 1), read=lambda: (1, document))
         reader.generation_word = word
@@ -108,8 +109,7 @@ class Machine:
 
     def runner(self, inbox: Inbox, sender: Sender, handler: Callable[..., object]) -> Runner:
         struct = EventStruct(0, inbox, never, sender.ring, never, Answers(sender, waits=True))
-        options = {"name": "", "group": None, "once": False, "redeliver": True, "context": None}
-        event = Event(POINT, handler, closer=never, **cast(Any, options))
+        event = Event(POINT, handler, EventOptions(name=""))
         event.id = EVENT_ID
         struct.add(event)
         return Runner(struct, inbox, cast(Any, None), never)

@@ -1,0 +1,56 @@
+"""What an event was registered with, as all who handle it share it.  Pure.
+
+`Bus.register` makes an EventOptions and the Event keeps it.  Those options that whoever activates
+must know are RoutingOptions: they travel to the supervisor and, in the registry, to every member,
+as a map of what is not the default.  So an option that nobody uses takes no room there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from aembus.errors import RegistrationError
+from aembus.shm import layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingOptions:
+    """What every member knows of an event; each option has a default.
+
+    group: the events of one group share the activations; None: this one gets each.
+    """
+
+    group: str | None = None
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the options that are not the default, as they travel."""
+        return {
+            field.name: value
+            for field in fields(RoutingOptions)
+            if (value := getattr(self, field.name)) != field.default
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventOptions(RoutingOptions):
+    """All options of one event; see `Bus.register`.
+
+    name: tells two events of one member at the same point apart.
+
+    Raises: RegistrationError for numbers that do not fit.
+    """
+
+    name: str
+    once: bool = False
+    redeliver: bool = True
+    retries: int = 0
+    backoff: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.retries <= layout.STATE_FAILURE_MAX or not 0 <= self.backoff < math.inf:
+            raise RegistrationError(
+                "retries and backoff must be 0 or more, and finite, "
+                f"retries={self.retries}, backoff={self.backoff}, event={self.name!r}"
+            )
