@@ -38,7 +38,7 @@ LAYERS: Final = (
 # The supervisor knows both; they do not know each other.
 STRANGERS: Final = ("aembus.services.*", "aembus.worker")
 # All of aembus that the examples may import.
-PUBLIC: Final = ("aembus", "aembus.services.framing")
+PUBLIC: Final = ("aembus", "aembus.services", "aembus.services.framing")
 # What is not part of aembus, though it stands beside it.
 OUTSIDE: Final = ("bench.*", "examples.*", "tests.*")
 # What a supervisor, a command or a test may need, and a worker should not have to load.

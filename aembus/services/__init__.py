@@ -1,0 +1,12 @@
+"""What a service is written with: ``from aembus.services import Service, call``."""
+
+from __future__ import annotations
+
+from aembus.services.base import CallClient as CallClient
+from aembus.services.base import Caller as Caller
+from aembus.services.base import HandOver as HandOver
+from aembus.services.base import Host as Host
+from aembus.services.base import Service as Service
+from aembus.services.base import call as call
+
+__all__ = ["CallClient", "Caller", "HandOver", "Host", "Service", "call"]

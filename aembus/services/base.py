@@ -1,16 +1,37 @@
 """The contract of a service: what it offers, what it is asked, and what its host does for it.
 
-A service runs in the supervisor's event loop (later: in a host of its own), so nothing here may
-block.  Members reach its calls through lanes; it reaches them by activating points or by sending
-to one member.  A destination that is full never stops the service: what cannot be written yet is
-parked for that destination, in order, and `Host.congested` says when a source should pause.
+A service runs in the event loop of its host, so nothing here may block: what has to goes into
+``await asyncio.to_thread(...)``.  Members reach its calls through lanes; it reaches them by
+activating points or by sending to one member.  A destination that is full never stops the service:
+what cannot be written yet is parked for that destination, in order, and `Host.congested` says when
+a source should pause.
+
+The life of one loaded version, each step in the host's event loop:
+
+```
+            ┌─ start() ───────────────┐
+__init__ ───┤                         ├──► calls, do_work(), run() ──► drain() ──► stop()
+            └─ take_over(handed) ─────┘         ▲            │
+                                                │            └──► hand_over() ─┬─► stop()
+                                                └────────── resume(handed) ◄───┘ the new one failed
+```
+
+drain() comes when nobody new will be bound, stop() once the last user has let go, every call is
+answered, and `in_use` is False.  What a step raises is logged, and ends neither the host nor the
+version; but start() and take_over() refuse the version by it.
+
+Each version's code is loaded afresh, in a package of its own: the service's module, and what it
+imports from its own package with a dot (``from .store import Store``).  What is imported by its
+full name (``import sqlite3``, ``from aembus.services import Service``) is shared by all versions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+from aembus.errors import ServiceError
 from aembus.routing import ServiceVersion, Target
 from aembus.sender import Job
 
@@ -30,10 +51,24 @@ class Caller(NamedTuple):
 def call(function: _F) -> _F:
     """Mark a method as a service call: ``method(self, caller, *data)``.
 
-    What it returns (or its awaitable's result) is the answer, what it raises the refusal.
+    What it returns (or its awaitable's result) is the answer, what it raises the refusal.  An
+    ``async def`` answers late, which is how a service that has too much to do slows its callers.
     """
     function.__dict__["is_service_call"] = True
     return function
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """A service's state on its way to another version of it.
+
+    data: plain data, as msgpack takes it; it arrives as msgpack returns it (a tuple as a list).
+    descriptors: open ones that `data` refers to by index; made by os.dup, so that the version that
+        gives the state away still has its own.
+    """
+
+    data: Any
+    descriptors: Sequence[int] = ()
 
 
 class Host(Protocol):
@@ -80,11 +115,14 @@ class Host(Protocol):
 class Service:
     """Base of all services.  Subclasses set `name` and `version` and mark their calls.
 
+    name, version: 1 to 40 letters, digits, '-', '_', in a version also '.'.
+    points: the activation points that it may activate, for the statistics.
     client: ``module:Class`` of what `Bus.service` returns; None for one method a call.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
+    points: ClassVar[tuple[str, ...]] = ()
     client: ClassVar[str | None] = None
 
     def __init__(self, host: Host) -> None:
@@ -97,6 +135,12 @@ class Service:
 
     async def start(self) -> None:
         """Get ready; an exception here refuses the load and changes nothing else."""
+
+    async def run(self) -> None:
+        """Work as an asyncio task, from behind start() or take_over() on; cancelled before stop().
+
+        It may end by itself.  A service has this, or `do_work`, or both, or neither.
+        """
 
     def next_due_ns(self) -> int | None:
         """Return when `do_work` is wanted next, on the host's clock; None: not before a call."""
@@ -129,8 +173,53 @@ class Service:
     def close_intakes(self) -> None:
         """Take in nothing new: the bus is about to stop."""
 
+    def drain(self) -> None:
+        """Nobody new will be bound to this version: another one is there, or it is unloaded.
+
+        Who is bound goes on calling.  What lasts (a listener, a periodic timer) may end now; while
+        something does that must not, `in_use` is True.
+        """
+
+    @property
+    def in_use(self) -> bool:
+        """Whether this version still serves something that nobody else can serve.
+
+        It stays loaded until this is False; looked at a few times a second once it drains.
+        """
+        return False
+
     async def stop(self) -> None:
         """Flush what is on its way out and let go of everything."""
+
+    # --- passing the state on ---------------------------------------------------------------------
+
+    def hand_over(self) -> HandOver:
+        """Stop all work and give the state away, to the version that takes this one's place.
+
+        Called once, in one step of the event loop.  Behind it this version gets no call and no
+        do_work(), neither does anybody else until the new one has taken over; run() goes on, and
+        has to leave alone what was given away.  Calls that it has not answered it answers still.
+        It then is stopped as soon as they are, and `in_use` is False.
+
+        Raises: ServiceError, with nothing changed.
+        """
+        raise ServiceError(f"this service cannot hand over its state, service={self.name!r}")
+
+    async def take_over(self, handed: HandOver) -> None:
+        """Get ready with the state of another version; called in place of start().
+
+        The descriptors are this version's from the call on: it closes those that it does not keep,
+        and all of them if it raises.  An exception refuses the upgrade, and the version before
+        goes on as if nothing had been.
+        """
+        raise ServiceError(f"this service cannot take over a state, service={self.name!r}")
+
+    def resume(self, handed: HandOver) -> None:
+        """Go on with the state that hand_over() gave away: the new version has failed.
+
+        Args:
+            handed: what hand_over() returned.  Its descriptors are closed.
+        """
 
     def statistics(self) -> dict[str, int]:
         """Return counts for `aembus stats`."""
