@@ -423,6 +423,11 @@ class Bus:
         """The events of this process."""
         return self._registrations.events
 
+    @property
+    def active_events(self) -> list[Event]:
+        """Those of this process's events whose handler is at work, and those that hold jobs."""
+        return self.event_struct.active_events
+
     def counter(self, name: str) -> Counter:
         """Return the application's counter of this name, making it at first use.
 

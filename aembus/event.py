@@ -15,7 +15,13 @@ Handler = Callable[..., object]
 
 
 class Control(Protocol):
-    """Who takes an event off its wait queue: the member's registrations."""
+    """Who takes an event off its wait queue, and puts it back: the member's registrations."""
+
+    def stop(self, event: Event) -> None:
+        """See Event.stop."""
+
+    def start(self, event: Event) -> None:
+        """See Event.start."""
 
     def close(self, event: Event) -> None:
         """See Event.close."""
@@ -51,6 +57,7 @@ class Event:
     handler: what is delivered to; Stages if there is a constructor or destructor.
     options: what it was registered with.
     context: yours; aembus never looks at it.
+    stopped: it is off its wait queue, see `stop`.
     """
 
     __slots__ = (
@@ -67,6 +74,7 @@ class Event:
         "once",
         "options",
         "point",
+        "stopped",
     )
 
     def __init__(
@@ -84,6 +92,7 @@ class Event:
         self.options = options
         self.once = options.once  # at hand for the lane that delivers
         self.context = context
+        self.stopped = False
         self._control = control
         self._owner: Owner | None = None
         self._failed = 0
@@ -117,12 +126,39 @@ class Event:
         record = None if self.lane is None else self.lane.in_hand
         return self._special if record is None else record
 
+    def stop(self) -> None:
+        """Take the event off its wait queue until `start`.  Idempotent.
+
+        Jobs that were queued before are still delivered; an activation that begins after this has
+        returned does not concern the event (of its group somebody else gets the job).  It is this
+        process that stops the event: its replacement begins with what its `main` registers, and
+        stops it again if that is wanted.  Right behind `register` in a worker's `main`, the event
+        is on no wait queue from the beginning, and gets what waits for it in the inbox.  With
+        reconnect=True it stays stopped on the next supervisor's bus.
+
+        Blocks until the registry is published.  Raises: RegistrationError if it was closed,
+        BusBroken, BusClosed; nothing has changed then.
+        """
+        if self._control is not None:  # else it is on none: the one that stands for timers
+            self._control.stop(self)
+
+    def start(self) -> None:
+        """Put a stopped event back on its wait queue, with the same id.  Idempotent.
+
+        In its group the keys that were its own are its own again.  Activations that begin after
+        this has returned concern it.
+
+        Blocks until the registry is published.  Raises: as `stop` does.
+        """
+        if self._control is not None:
+            self._control.start(self)
+
     def close(self) -> None:
         """Take the event off its wait queue for good.
 
         Jobs that were queued for it go to its group, or to the dead letters.
         """
-        if self._control is not None:  # else it is on none: the one that stands for timers
+        if self._control is not None:
             self._control.close(self)
 
     def work_on(self, record: Record | None) -> None:

@@ -117,6 +117,12 @@ class EventStruct:
         """All events owned now."""
         return list(self._events.values())
 
+    @property
+    def active_events(self) -> list[Event]:
+        """Those whose handler is at work, and those that hold jobs."""
+        held = self._held.events
+        return [e for e in self.events if e.record is not None or e in held]
+
     def on_kind(self, kind: int, callback: Callable[[Record], None]) -> None:
         """Deliver records of another kind (timer expiries) to `callback`, as if to a handler."""
         self._other_kinds[kind] = callback

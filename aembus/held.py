@@ -46,6 +46,11 @@ class HeldJobs(Generic[E]):
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def events(self) -> list[E]:
+        """Whose jobs are held, once for each; any thread may ask."""
+        return [event for _, event in list(self._held.values())]
+
     def hold(self, record: Record, event: E) -> None:
         """Hold the job in hand.  Idempotent, also if it was completed since."""
         key = _key(record)

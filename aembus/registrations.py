@@ -71,7 +71,8 @@ class Registrations:
         for event, event_id in zip(events, ids, strict=True):
             event.id = event_id
             membership.event_struct.add(event)
-        membership.control.request(op)
+        stopped = [event.id for event in events if event.stopped]
+        membership.control.request(op, stopped=stopped)
         membership.sender.refresh()
 
     def repeat(self) -> None:
@@ -85,6 +86,23 @@ class Registrations:
                 events = [event for event in events if event not in there]
             if events or self._op == "ready":
                 self._publish(events, self._op)
+
+    def stop(self, event: Event) -> None:
+        """Take an event off its wait queue until `start`; see Event.stop."""
+        self._turn(event, stopped=True)
+
+    def start(self, event: Event) -> None:
+        """Put a stopped event back on its wait queue; see Event.start."""
+        self._turn(event, stopped=False)
+
+    def _turn(self, event: Event, *, stopped: bool) -> None:
+        with masked, self._lock:
+            if event not in self.events:
+                raise RegistrationError(f"the event was closed; register it anew, event={event!r}")
+            if event in self._published and event.stopped != stopped:
+                op = "stop_event" if stopped else "start_event"
+                self._membership().control.request(op, ids=[event.id])
+            event.stopped = stopped
 
     def close(self, event: Event) -> None:
         """Take an event off its wait queue."""

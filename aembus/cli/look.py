@@ -152,8 +152,11 @@ def statistics_text(found: dict[str, Any]) -> str:
             f"dead-lettered {totals['dead_lettered']} + queued {totals['queued']}"
         ),
     ]
-    points = [(point["name"], len(point["events"])) for point in found["points"]]
-    blocks.append(table(("point", "events"), points) if points else "points: none")
+    points = [
+        (point["name"], len(point["events"]), sum(e["stopped"] for e in point["events"]))
+        for point in found["points"]
+    ]
+    blocks.append(table(("point", "events", "stopped"), points) if points else "points: none")
     services = [
         (service["name"], service["version"], _counts_text(service))
         for service in found["services"]

@@ -25,10 +25,17 @@ def bus_statistics(
     """Return what `aembus stats --json` prints."""
     points: dict[str, dict[str, Any]] = {}
     for member in members:
-        for event_id, event in member.events.items():
+        for event_id, event in (*member.events.items(), *member.stopped.items()):
             point = points.setdefault(event.point, {"name": event.point, "events": []})
             point["events"].append(
-                {"id": event_id, "slot": member.slot, "name": event.name, "group": event.group}
+                {
+                    "id": event_id,
+                    "slot": member.slot,
+                    "name": event.name,
+                    "group": event.group,
+                    "stopped": event_id in member.stopped,
+                    "options": event.options.to_document(),
+                }
             )
     return {
         "bus": bus,

@@ -45,6 +45,7 @@ class Member:
     """One member.
 
     acknowledged: the newest generation that its process has passed.
+    stopped: ids that are off their wait queues until they are started again.
     pending: ids given out, not published yet.
     keep_s: for a client with a name: how long its place is kept while it has no process.
     """
@@ -61,6 +62,7 @@ class Member:
     restarts: int = 0
     joined_at: float = field(default_factory=time.monotonic)
     events: dict[int, Registration] = field(default_factory=dict)
+    stopped: dict[int, Registration] = field(default_factory=dict)
     pending: dict[int, Registration] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     keep_s: float = 0.0
@@ -138,7 +140,7 @@ class Members:
     def remove(self, member: Member) -> None:
         """Free the member's slot; its inbox must be gone."""
         del self._by_slot[member.slot]
-        for event_id in [*member.events, *member.pending]:
+        for event_id in [*member.events, *member.stopped, *member.pending]:
             self._known.pop(event_id, None)
         for key in [k for k in self._stable_ids if k[0] == member.name]:
             self._known.pop(self._stable_ids.pop(key), None)
@@ -152,7 +154,8 @@ class Members:
         for point, name, document in wanted:
             options = RoutingOptions(**document)
             registration = Registration(point, name, options.group, options)
-            if registration in member.events.values() and member.state == STATE_RUNNING:
+            there = [*member.events.values(), *member.stopped.values()]
+            if registration in there and member.state == STATE_RUNNING:
                 raise RegistrationError(
                     "this member has such an event already; give another name=..., "
                     f"point={point!r}, name={name!r}, group={options.group!r}"
@@ -166,20 +169,31 @@ class Members:
             ids.append(event_id)
         return ids
 
-    def publish(self, member: Member) -> None:
-        """Add the member's pending events to those published."""
+    def publish(self, member: Member, stopped: list[int]) -> None:
+        """Add the member's pending events to those published, or to its stopped ones."""
         member.events |= member.pending
         member.pending = {}
+        self.stop(member, stopped)
 
-    def publish_all(self, member: Member) -> None:
+    def publish_all(self, member: Member, stopped: list[int]) -> None:
         """Make the pending events the member's only ones (its entry point has returned)."""
-        member.events, member.pending = member.pending, {}
+        member.events, member.stopped = {}, {}
+        self.publish(member, stopped)
         member.state = STATE_RUNNING
+
+    def stop(self, member: Member, ids: list[int]) -> None:
+        """Take events off their wait queues until they are started."""
+        _move(ids, member.events, member.stopped)
+
+    def start(self, member: Member, ids: list[int]) -> None:
+        """Put stopped events back on their wait queues."""
+        _move(ids, member.stopped, member.events)
 
     def unregister(self, member: Member, ids: list[int]) -> None:
         """Take events off their wait queues; their ids stay known for what is still queued."""
         for event_id in ids:
             member.events.pop(event_id, None)
+            member.stopped.pop(event_id, None)
 
     def registration(self, event_id: int) -> Registration | None:
         """Return what an event id stands for, also after it was unregistered."""
@@ -213,3 +227,11 @@ class Members:
             "points": points,
             "services": services,
         }
+
+
+def _move(
+    ids: list[int], source: dict[int, Registration], destination: dict[int, Registration]
+) -> None:
+    for event_id in ids:
+        if event_id in source:
+            destination[event_id] = source.pop(event_id)

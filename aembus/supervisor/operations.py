@@ -74,6 +74,8 @@ class Operations:
             "register": self.register,
             "publish": self.publish,
             "ready": self.ready,
+            "stop_event": self.stop_event,
+            "start_event": self.start_event,
             "unregister": self.unregister,
             "leave": self.leave,
             "acknowledge": self.acknowledge,
@@ -148,17 +150,27 @@ class Operations:
 
     async def publish(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Publish what the member has registered."""
-        self._members.publish(_member(connection))
+        self._members.publish(_member(connection), request["stopped"])
         return {"generation": await self._publication.publish()}
 
     async def ready(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Publish a member's registrations, all together: a worker's entry point has returned."""
         member = _member(connection)
-        self._members.publish_all(member)
+        self._members.publish_all(member, request["stopped"])
         generation = await self._publication.publish()
         if member.kind == KIND_WORKER:
             self._on_ready(member)
         return {"generation": generation}
+
+    async def stop_event(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Take events off their wait queues until they are started."""
+        self._members.stop(_member(connection), request["ids"])
+        return {"generation": await self._publication.publish()}
+
+    async def start_event(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Put stopped events back on their wait queues."""
+        self._members.start(_member(connection), request["ids"])
+        return {"generation": await self._publication.publish()}
 
     async def unregister(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Take events off their wait queues."""

@@ -85,7 +85,10 @@ def test_stats_for_a_person(busy_bus: str, capsys: pytest.CaptureFixture[str]) -
     assert sum(int(row["dead"]) for row in rows) == 1
     assert sum(int(row["failed"]) for row in rows) == 1
     assert totals == "sent 11 = delivered 10 + dead-lettered 1 + queued 0"
-    assert [line.split() for line in points.splitlines()] == [["point", "events"], ["work", "2"]]
+    assert [line.split() for line in points.splitlines()] == [
+        ["point", "events", "stopped"],
+        ["work", "2", "0"],
+    ]
     assert services.splitlines()[1].startswith("timer    1        running 0")
     assert counters == "counters: jobs 11"
 
