@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
 from aembus.calls import Answer, Calls
 from aembus.codec import NOT_PLAIN, encode, encode_plain, encode_rich, key_hash
 from aembus.sender import FULL, IN_TURN, Sender
+
+if TYPE_CHECKING:
+    from aembus.typed import Shape
 
 LOOK_FIRST_S: Final = 0.0005  # between two looks for room of `activate_async`
 LOOK_MAX_S: Final = 0.01
@@ -164,6 +167,11 @@ class TypedPoint(Generic[_T]):
         """The activation point's name."""
         return self._point.name
 
+    @property
+    def data(self) -> type[_T]:
+        """The dataclass of its data."""
+        return self._shape.cls
+
     def activate(
         self, data: _T, *, key: str | bytes | int | None = None, timeout: float = 1.0
     ) -> int:
@@ -179,13 +187,18 @@ class TypedPoint(Generic[_T]):
 
     def handler(self, handler: Callable[[Any, _T], object]) -> Callable[..., object]:
         """Return what to register for `handler`: it raises DataMismatch for what does not fit."""
-        from_data = self._shape.from_data
-
-        @functools.wraps(handler)
-        def typed(event: Any, *data: Any) -> object:
-            return handler(event, from_data(data))
-
-        return typed
+        return typed_handler(self._shape, handler)
 
     def __repr__(self) -> str:
         return f"<TypedPoint {self.name!r} of {self._shape.cls.__qualname__}>"
+
+
+def typed_handler(shape: Shape[_T], handler: Callable[[Any, _T], object]) -> Callable[..., object]:
+    """Return what gets a job's data, makes them the instance that `handler` gets, and calls it."""
+    from_data = shape.from_data
+
+    @functools.wraps(handler)
+    def typed(event: Any, *data: Any) -> object:
+        return handler(event, from_data(data))
+
+    return typed
