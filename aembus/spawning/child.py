@@ -88,8 +88,12 @@ class NoControl:
     """Stands where a member's registrations would."""
 
     def close(self, event: Event) -> NoReturn:
-        """Refuse."""
-        raise AembusError(f"an event is closed by who registered it, not by a child, {event!r}")
+        """Refuse: see the error's text."""
+        raise AembusError(
+            f"an event is stopped, started and closed by who registered it, event={event!r}"
+        )
+
+    stop = start = close
 
 
 def end_with_parent(parent: int) -> None:
