@@ -152,7 +152,7 @@ class Attachment:
             raise
         finally:
             if last is not self.membership:
-                last.close_when_unused()
+                last.close()
 
     def refuse_while_lost(self) -> None:
         """Make activations raise BusClosed that raise BusBroken until a supervisor is found."""

@@ -480,7 +480,7 @@ class Bus:
         membership.event_struct.settle()  # held jobs that were completed since the last round
         membership.sender.close()
         membership.leave(keep)
-        membership.close_when_unused()
+        membership.close()
 
     def __enter__(self) -> Self:
         return self

@@ -84,14 +84,20 @@ class Gate:
             return  # the activation that was interrupted does it, once it is through
         me = threading.get_ident()
         for deferred in [d for d in self.deferred if d.thread == me and not d.running]:
-            deferred.running = True
+            deferred.running = True  # from here on no signal handler's round takes it
             try:
-                if not deferred.decision.made:
-                    deferred.publish(deferred.decision)
-            except AembusError:
-                log.exception("an activation from a signal handler failed")
+                if deferred in self.deferred and not deferred.decision.made:
+                    self._publish(deferred)
+                # Not reached if a signal handler raised: then the next round finds out whether the
+                # decision was made.
+                with contextlib.suppress(ValueError):  # a signal handler's round was here before
+                    self.deferred.remove(deferred)
             finally:
                 deferred.running = False
-            # Not reached if a signal handler raised: then the next round finds out whether the
-            # decision was made.
-            self.deferred.remove(deferred)
+
+    @staticmethod
+    def _publish(deferred: Deferred) -> None:
+        try:
+            deferred.publish(deferred.decision)
+        except AembusError:
+            log.exception("an activation from a signal handler failed")

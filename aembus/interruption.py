@@ -181,7 +181,7 @@ class Interrupter:
                 finally:
                     self._blocked = before
                     masked.pending = True  # nobody posts now: what ends the mask changes that
-            if not deliverable or ready():
+            if self._closed or not deliverable or ready():
                 return found
             left_s = deadline - time.monotonic()
             if left_s <= 0:

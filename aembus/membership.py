@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from aembus.answers import Answers
 from aembus.calls import Calls
@@ -25,8 +24,6 @@ from aembus.shm.lanes import Record
 from aembus.shm.registry import RegistryReader
 
 log = logging.getLogger("aembus")
-
-UNUSED_S_MAX: Final = 1.0
 
 
 class Membership:
@@ -151,16 +148,11 @@ class Membership:
         except AembusError as error:
             log.warning("left without a word: %s", str(error))  # an error keeps its frames alive
 
-    def close_when_unused(self) -> None:
-        """Close once no thread waits here any more: each is told, and leaves by itself."""
-        until = time.monotonic() + UNUSED_S_MAX
-        self.inbox.wake()
-        while self.inbox.is_waited_on() and time.monotonic() < until:
-            time.sleep(UNUSED_S_MAX / 100)
-        self.close()
-
     def close(self) -> None:
-        """Let go of everything in this process; the supervisor has been told, or is gone."""
+        """Let go of everything in this process; the supervisor has been told, or is gone.
+
+        Threads that wait here are told, and the last of them lets go of what they waited on.
+        """
         self.sender.close()
         self.control.close()
         self.inbox.close()

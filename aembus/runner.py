@@ -87,7 +87,7 @@ class Runner:
             if not handled and timeout_s > 0:
                 until_due_s = self._event_struct.due_in_s()
                 found = self._inbox.wait(self.has_work, min(timeout_s, until_due_s))
-                if found or self._event_struct.is_due():
+                if (found or self._event_struct.is_due()) and not self._ended:
                     handled = self._deliver()
         self.finish()
         return handled

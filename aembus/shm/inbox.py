@@ -6,6 +6,8 @@ Read by one process, its owner; each lane is written by one producer.  Guarantee
 - urgent lanes are visited before normal ones, and a budget keeps normal ones alive;
 - several threads of the owner may wait at once: one is elected to sleep on the doorbell, and
   wakes the others, since two sleepers on one bell would eat each other's post;
+- what is closed while threads wait is let go of by the last of them, so that nothing is unmapped
+  under a sleeper;
 - every sleep is bounded.  Records found by the bound, with no post arriving late, count in
   `rescued_wakeups`, which reads 0 when the doorbell protocol holds.  Room found by the bound does
   not count: an owner that others keep from the core posts late, and not at all if the flag is down.
@@ -85,6 +87,8 @@ class Inbox:
         self._waiting: list[Callable[[], bool]] = []
         self._woken = threading.Condition()
         self._wakes = 0
+        self._closed = False
+        self._unreleased = [self._release]  # taken out, in one step, by the thread that calls it
 
     @classmethod
     def open(cls, bus: str, nonce: str, inbox_id: int, bell_kind: int, name: str) -> Inbox:
@@ -229,7 +233,7 @@ class Inbox:
         """Block until `ready()` is true or the time is over; return what `ready()` last said.
 
         Any thread of the owner may call it; `ready` must be cheap and take no lock.
-        It may return early when a Python signal handler ran.
+        It may return early when a Python signal handler ran, and does when the inbox is closed.
         """
         listener = self._listener
         if listener is not None and listener.thread == threading.get_ident():
@@ -239,14 +243,14 @@ class Inbox:
     def wait_for_bell(self, ready: Callable[[], bool], timeout_s: float) -> bool:
         """Do what `wait` does, also in the thread of the listener."""
         if timeout_s <= 0:
-            return ready()
+            return not self._closed and ready()
         deadline = time.monotonic() + timeout_s
         try:
             # Inside of `try`, as `acquire` below: Ctrl-C may come right behind it.  And what undoes
             # them is the first call in `finally`: it may come before a second one, too.
             self._waiting.append(ready)
             left_s = min(timeout_s, SLEEP_S_MAX)
-            while True:
+            while not self._closed:
                 wakes = self._wakes
                 try:
                     if self._may_sleep() and self._elected.acquire(blocking=False):
@@ -269,11 +273,14 @@ class Inbox:
                 left_s = min(deadline - time.monotonic(), SLEEP_S_MAX)
                 if left_s <= 0:
                     return False
+            return False
         finally:
             try:
                 self._waiting.remove(ready)
             except ValueError:  # Ctrl-C came first
                 pass
+            if self._closed:
+                self._release_when_unused()
 
     def _may_sleep(self) -> bool:
         # Two sleepers would eat each other's post; a listener hears every one.
@@ -303,7 +310,7 @@ class Inbox:
         self._bell = bell
 
     def is_waited_on(self) -> bool:
-        """Say whether any thread is in `wait`."""
+        """Say whether any thread is in `wait`, or about to leave it."""
         return bool(self._waiting)
 
     def _sleep(self, timeout_s: float) -> None:
@@ -325,7 +332,17 @@ class Inbox:
 
     def wake(self) -> None:
         """Make whoever waits look again, since something other than a lane has changed."""
-        self._bell.post()
+        try:
+            self._waiting.append(_never)  # nobody lets go of the bell meanwhile
+            if not self._closed:
+                self._bell.post()
+        finally:
+            try:
+                self._waiting.remove(_never)
+            except ValueError:
+                pass
+            if self._closed:
+                self._release_when_unused()
         self._wake_others()
 
     def announce_sleep(self, ready: Callable[[], bool]) -> bool:
@@ -389,7 +406,27 @@ class Inbox:
         return int(self._words[layout.COUNTERS // 8 + index])
 
     def close(self) -> None:
-        """Let go of the inbox in this process; what is queued stays."""
+        """Let go of the inbox in this process; what is queued stays.  Idempotent.
+
+        Does not block: whoever waits is woken, and the last to leave lets go.
+        """
+        if self._waiting:  # else the next owner would find the post
+            self.wake()
+        self._closed = True
+        self._wake_others()
+        self._release_when_unused()
+
+    def _release_when_unused(self) -> None:
+        # Who comes into `_waiting` from now on sees that it is closed, and touches nothing.
+        if self._waiting:
+            return
+        try:
+            release = self._unreleased.pop()
+        except IndexError:
+            return
+        release()
+
+    def _release(self) -> None:
         for lanes in self.lanes:
             for lane in lanes:
                 lane.close()
@@ -399,6 +436,10 @@ class Inbox:
         for bell in self._bells:
             bell.close()
         self._segment.close()
+
+
+def _never() -> bool:
+    return False
 
 
 def _any_has_records(lanes: list[LaneConsumer]) -> bool:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -217,6 +218,53 @@ def test_one_thread_sleeps_on_the_bell_and_all_get_their_jobs(household: Househo
     assert bell.sleepers_max == 1
     assert inbox._waiting == []
     assert household.word(layout.RESCUED_WAKEUPS) == 0
+
+
+def mappings(inbox: Inbox) -> tuple[int, int]:
+    """Return how often this process has the inbox's segment, and its semaphore, mapped."""
+    segment = inbox._segment.name[1:]
+    semaphore = f"sem.{segment.rpartition('.')[0]}.bell"
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum(segment in line for line in lines), sum(semaphore in line for line in lines)
+
+
+def test_an_inbox_closed_under_its_sleeper_is_let_go_of_by_that(household: Household) -> None:
+    """What a thread sleeps on stays mapped until it has left, also if that takes long."""
+    inbox = household.inbox
+    segments, semaphores = before = mappings(inbox)
+    found = []
+
+    def close() -> None:  # while the sleeper is in its sleep
+        inbox.close()
+        found.append(mappings(inbox))
+
+    ScriptedBell(inbox, close)
+    assert not inbox.wait(lambda: False, LONG_S)
+    assert found == [before]
+    assert mappings(inbox) == (segments - 1, semaphores - 1)
+    assert not inbox.wait(inbox.has_jobs, LONG_S)
+    inbox.wake()
+    inbox.close()
+
+
+def test_of_many_who_wait_the_last_lets_go(household: Household) -> None:
+    """A close comes to all who wait, sleeping on the bell or not, and none touches what is gone."""
+    inbox = household.inbox
+    segments, semaphores = mappings(inbox)
+    ends: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: ends.append(inbox.wait(inbox.has_records, LONG_S)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    while len(inbox._waiting) < len(threads):
+        time.sleep(0)
+    inbox.close()
+    for thread in threads:
+        thread.join(LONG_S)
+    assert ends == [False] * 4
+    assert mappings(inbox) == (segments - 1, semaphores - 1)
 
 
 def test_a_lost_post_is_rescued_and_counted(
