@@ -81,6 +81,9 @@ class Host(Protocol):
     def now_ns(self) -> int:
         """Return CLOCK_MONOTONIC in nanoseconds."""
 
+    def new_source(self) -> int:
+        """Return a number for `activate` that no other source of this host has, or has had."""
+
     def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
         """Wake the events of a point; return how many jobs that made (parked ones counted).
 

@@ -68,6 +68,20 @@ class Framer(Protocol):
         """
 
 
+class Resumable(Framer, Protocol):
+    """A framer whose stream another one can go on with; the built-in ones are such.
+
+    With a framer that is none, nobody can see that a message was begun (`message_s_max`), and a
+    connection cannot pass to another version of the service.
+    """
+
+    def unfinished(self) -> bytes:
+        """Return what, fed to a new framer, brings it to where this one is; it completes nothing.
+
+        That is what came of a message that is not whole; b"" if none was begun.
+        """
+
+
 class RawFramer:
     """Whatever arrived is a message, cut into pieces of at most `message_bytes_max`."""
 
@@ -85,6 +99,10 @@ class RawFramer:
             return (Message(data),)
         starts = range(0, len(data), size_bytes_max)
         return [Message(data[start : start + size_bytes_max]) for start in starts]
+
+    def unfinished(self) -> bytes:
+        """Return nothing: what came is never part of a message to come."""
+        return b""
 
 
 class LineFramer:
@@ -119,6 +137,10 @@ class LineFramer:
         if excess_bytes > 1 or (excess_bytes == 1 and not pending.endswith(b"\r")):
             return self._fail(messages)
         return messages
+
+    def unfinished(self) -> bytes:
+        """Return what came of the message that is not whole yet."""
+        return bytes(self._pending)
 
     def _fail(self, messages: list[Message]) -> Sequence[Message]:
         self._pending.clear()
@@ -166,6 +188,10 @@ class LengthFramer:
         pending += data[start:]
         self._wanted_bytes = wanted_bytes
         return messages
+
+    def unfinished(self) -> bytes:
+        """Return what came of the message that is not whole yet."""
+        return bytes(self._pending)
 
     def _fail(self, size_bytes: int, messages: list[Message]) -> Sequence[Message]:
         self._fault_text = (

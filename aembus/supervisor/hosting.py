@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import itertools
 import logging
 import time
 import traceback
@@ -71,6 +72,7 @@ class Hosting:
         self._versions: list[ServiceVersion] = []
         self._call_table: dict[int, Callable[..., Any]] = {}
         self._parking = Parking(PARKED_BYTES_MAX)
+        self._sources = itertools.count(1)
         self._routes: dict[str, Route] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.TimerHandle | None = None
@@ -258,6 +260,10 @@ class Hosting:
     def now_ns(self) -> int:
         """See Host."""
         return time.monotonic_ns()
+
+    def new_source(self) -> int:
+        """See Host."""
+        return next(self._sources)
 
     def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
         """See Host."""

@@ -108,6 +108,10 @@ class SipFramer:
             buffer += data[position:]
         return out
 
+    def unfinished(self) -> bytes:
+        """What another SipFramer has to be fed to be where this one is."""
+        return (b"\r\n" if self._ping_half else b"") + bytes(self._buffer)
+
     def _cut(self, work: bytes | bytearray, out: list[Message | Answer]) -> int:
         """Put the whole messages at the front of work into out; returns where the rest begins."""
         position, size = 0, len(work)

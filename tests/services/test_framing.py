@@ -19,6 +19,7 @@ from aembus.services.framing import (
     LineFramer,
     Message,
     RawFramer,
+    Resumable,
     load_framer,
 )
 
@@ -49,6 +50,11 @@ def lines_of(stream: bytes) -> tuple[list[bytes], bool]:
             return lines, True
         lines.append(line)
     return lines, len(rest.removesuffix(b"\r")) > MESSAGE_BYTES_MAX
+
+
+def prefix_all(messages: list[bytes]) -> bytes:
+    """Return messages as LengthFramer wants them."""
+    return b"".join(len(message).to_bytes(4, "big") + message for message in messages)
 
 
 def prefixed_of(stream: bytes) -> tuple[list[bytes], bool]:
@@ -305,3 +311,22 @@ def test_the_cause_of_a_failed_import_is_shown(
         load_framer(spec)
     assert isinstance(caught.value.__cause__, cause)
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [RawFramer, LineFramer, LengthFramer])
+@given(stream=st.binary(max_size=40) | st.lists(st.binary(max_size=6)).map(prefix_all),
+       cut=st.integers(0, 40))  # fmt: skip
+def test_another_framer_goes_on_where_one_stopped(
+    make: Callable[[int], Resumable], stream: bytes, cut: int
+) -> None:
+    """What is unfinished, fed to a new framer, completes nothing, and the rest is cut the same."""
+    whole, fault = feed_like_the_service(make(MESSAGE_BYTES_MAX), [stream[:cut], stream[cut:]])
+    first = make(MESSAGE_BYTES_MAX)
+    before, first_fault = feed_like_the_service(first, [stream[:cut]])
+    if first_fault is not None:
+        return
+    second = make(MESSAGE_BYTES_MAX)
+    assert feed_like_the_service(second, [first.unfinished()]) == ([], None)
+    assert second.unfinished() == first.unfinished()
+    after, second_fault = feed_like_the_service(second, [stream[cut:]])
+    assert (before + after, second_fault) == (whole, fault)

@@ -246,3 +246,12 @@ def test_framer_and_parser_agree(parts: list[bytes], size: int) -> None:
                 reason = ""
                 assert (key or None) == piece.key
             assert "Content-Length" not in reason or "Twice" in reason
+
+
+def test_another_framer_goes_on_anywhere() -> None:
+    """At each cut, what is unfinished brings a new framer to the same place, pings included."""
+    for cut in range(len(STREAM_BYTES)):
+        first, second = SipFramer(MESSAGE_BYTES_MAX), SipFramer(MESSAGE_BYTES_MAX)
+        before = list(first.feed(STREAM_BYTES[:cut]))
+        assert list(second.feed(first.unfinished())) == []
+        assert before + list(second.feed(STREAM_BYTES[cut:])) == STREAM

@@ -1,0 +1,335 @@
+"""One connection of the TCP service: its stream, its framer, and what it still has time for.
+
+Bytes go through the framer, whose messages activate the point.  When their destination is full and
+its parking line over the bound, this connection alone stops reading.  What is sent waits in the
+stream; a peer that leaves more than `unsent_bytes_max` unread is closed.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from aembus.codec import encode, key_hash
+from aembus.services.base import Host
+from aembus.services.framing import Answer, Framer, FramingError
+from aembus.services.tcp_failure import Failure
+from aembus.services.tcp_options import Options
+from aembus.services.tcp_stream import Stream
+
+log = logging.getLogger("aembus")
+
+NS: Final = 1_000_000_000
+LAST_ANSWERS_S: Final = 0.2  # for answers to what came right before the end
+UNSENT_S: Final = 10.0  # for a peer to take more of what is unsent, when we close
+LINGER_S: Final = 1.0  # for a peer to close as well, once everything is sent
+
+
+class Origin(Protocol):
+    """Where a connection comes from: a listener, or a request to connect."""
+
+    options: Options
+    failure: Failure | None
+    make_framer: Callable[[int], Framer]
+
+    def leave(self, address: str) -> None:
+        """One of its connections is no more."""
+
+
+class Keeper(Protocol):
+    """What a connection asks of the service."""
+
+    host: Host
+
+    def count(self, what: str) -> None:
+        """Count something for the statistics."""
+
+    def look_at(self, connection: Connection, at_ns: int) -> None:
+        """Call `check_time` no later than at `at_ns`."""
+
+    def flush_later(self, connection: Connection) -> None:
+        """Flush its stream at the end of this turn."""
+
+    def closed(self, connection: Connection) -> None:
+        """Know it no longer."""
+
+
+class Connection:
+    """A connection: a StreamOwner.
+
+    Args:
+        keeper: the service.
+        origin: where it comes from.
+        number: its id, a source of the host's.
+        connected: the socket.
+        peer: the other end's address as text.
+        counted_as: the address under which its origin counts it.
+    """
+
+    __slots__ = (
+        "_begun_ns", "_closing", "_end_ns", "_ending", "_framer", "_host", "_keeper", "_last_ns",
+        "_own_key", "_room_wanted", "counted_as", "id", "is_open", "origin", "peer", "stream",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        origin: Origin,
+        number: int,
+        connected: socket.socket,
+        peer: str,
+        counted_as: str,
+        make_stream: Callable[[socket.socket, Connection], Stream],
+    ) -> None:
+        self.id = number
+        self.origin = origin
+        self.peer = peer
+        self.counted_as = counted_as
+        self.is_open = False
+        self._keeper = keeper
+        self._host = keeper.host
+        self._own_key = key_hash(number)
+        self._framer = origin.make_framer(origin.options.message_bytes_max)
+        self._last_ns = self._host.now_ns()  # when bytes came or went
+        self._begun_ns = 0  # when the message that is not whole yet began
+        self._ending = False  # nothing of what comes makes sense any more, or nothing will come
+        self._end_ns = 0  # when to close, once it is ending
+        self._closing = False
+        self._room_wanted = False
+        self.stream = make_stream(connected, self)
+
+    # --- from the peer --------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Tell the point that wants to know, and begin to read."""
+        self.is_open = True
+        options = self.origin.options
+        if options.on_open is not None:
+            self._activate(options.on_open, encode((self.id, self.peer)))
+        self.stream.resume()
+        if options.idle_s_max is not None:
+            self._look_at_due()
+
+    def on_bytes(self, data: bytes) -> None:
+        """Cut what arrived into messages and activate the point with each."""
+        options = self.origin.options
+        point, with_peer = options.point, options.with_peer
+        activate = self._host.activate
+        self._last_ns = self._host.now_ns()
+        progressed = False
+        try:
+            while frames := self._framer.feed(data):
+                progressed = True
+                for frame in frames:
+                    if isinstance(frame, Answer):
+                        self._answer(frame.data)
+                        continue
+                    key = self._own_key if frame.key is None else key_hash(frame.key)
+                    payload = (
+                        encode((self.id, frame.data, self.peer))
+                        if with_peer
+                        else encode((self.id, frame.data))
+                    )
+                    if not activate(point, payload, key, self.id):
+                        self._keeper.count("unrouted")
+                data = b""
+        except FramingError as error:
+            self._fail_framing(str(error), error.answer)
+            return
+        except Exception as error:  # a framer of the user's: its fault ends this connection only
+            log.exception("framer of connection %d failed", self.id)
+            self._fail_framing(str(error), b"")
+            return
+        if options.message_s_max is not None and (progressed or not self._begun_ns):
+            self._note_begun()
+        if self._host.congested(self.id):
+            self._keeper.count("pauses")
+            self.stream.pause()
+
+    def _note_begun(self) -> None:
+        # Asked only where the answer may have changed: it may be a copy of what is unfinished.
+        self._begun_ns = self._last_ns if unfinished(self._framer) else 0
+        if self._begun_ns:
+            self._look_at_due()
+
+    def _activate(self, point: str, payload: bytes) -> None:
+        if not self._host.activate(point, payload, self._own_key, self.id):
+            self._keeper.count("unrouted")
+
+    def _fail_framing(self, reason: str, answer: bytes) -> None:
+        log.warning("connection %d is closed: %s", self.id, reason)
+        self._keeper.count("framing_errors")
+        self.stream.pause()
+        if answer:
+            self._answer(answer)
+        # What it sent before was good, and is being answered: let those answers go out.
+        self._end_in(LAST_ANSWERS_S)
+
+    def on_end_of_bytes(self) -> None:
+        """The peer has shut its writing side: tell, or close when it has had its answers."""
+        if self._ending:
+            return
+        if self.stream.is_closing:
+            self.close()
+            return
+        if self.origin.options.on_end is not None:
+            self._begun_ns = 0
+            self._activate(self.origin.options.on_end, encode((self.id,)))
+            return
+        left_ns = self._last_ns + int(LAST_ANSWERS_S * NS) - self._host.now_ns()
+        self._end_in(max(left_ns, 0) / NS)
+
+    # --- to the peer ----------------------------------------------------------------------------
+
+    def _answer(self, data: bytes) -> None:
+        if not self.stream.is_closing:
+            self.stream.write(data)
+            self.flush()
+
+    def send(self, data: bytes) -> None:
+        """Send, by the end of this turn; a peer that leaves too much unread is cut off."""
+        stream = self.stream
+        if stream.is_closing:
+            self._keeper.count("unsent")
+            return
+        stream.write(data)
+        if not stream.is_dirty:
+            stream.is_dirty = True
+            self._keeper.flush_later(self)
+        elif stream.unsent_bytes > self.origin.options.unsent_bytes_max:
+            self.flush()
+
+    def flush(self) -> None:
+        """Give the kernel what it takes; whoever has left too much unread is cut off."""
+        stream = self.stream
+        stream.flush()
+        if stream.unsent_bytes > self.origin.options.unsent_bytes_max:
+            log.warning(
+                "connection %d is closed: it does not read, unsent=%d, max=%d",
+                self.id,
+                stream.unsent_bytes,
+                self.origin.options.unsent_bytes_max,
+            )
+            self._keeper.count("slow_readers")
+            stream.abort()
+        elif self.origin.options.idle_s_max is not None:
+            self._last_ns = self._host.now_ns()
+
+    def want_room(self) -> None:
+        """Activate `on_room` once no more than half of `unsent_bytes_max` is unsent."""
+        self._room_wanted = self.origin.options.on_room is not None
+        self.flush()
+        self.on_less_unsent()
+
+    def on_less_unsent(self) -> None:
+        """Tell who waits for room."""
+        self._last_ns = self._host.now_ns()
+        if self._closing:
+            self._look_at_due()
+            return
+        options = self.origin.options
+        if self._room_wanted and self.stream.unsent_bytes * 2 <= options.unsent_bytes_max:
+            self._room_wanted = False
+            assert options.on_room is not None
+            self._activate(options.on_room, encode((self.id,)))
+
+    def fail(self, failure: Failure | None, message: bytes) -> None:
+        """Answer a message that nobody else will answer; without a `failure`, close."""
+        try:
+            answer = None if failure is None else failure(message)
+        except Exception:
+            log.exception("the failure answer of connection %d cannot be made", self.id)
+            answer = None
+        if answer is not None:
+            self._answer(answer)
+        else:
+            self.close()
+
+    # --- ending ---------------------------------------------------------------------------------
+
+    def shut(self) -> None:
+        """Shut our writing side after what was sent before; go on reading."""
+        self.stream.shut_when_sent()
+        if self.stream.ended:
+            self.close()
+
+    def close(self) -> None:
+        """Close after what was sent before."""
+        self._ending = self._closing = True
+        self._last_ns = self._host.now_ns()
+        self.stream.close_when_sent()
+        self._look_at_due()
+
+    def _end_in(self, seconds: float) -> None:
+        self._ending = True
+        self._end_ns = self._host.now_ns() + int(seconds * NS)
+        if seconds > 0:
+            self._look_at_due()
+        else:
+            self.close()
+
+    def pause(self) -> None:
+        """Take in nothing more."""
+        self.stream.pause()
+
+    def resume(self) -> None:
+        """Read again, after a pause that was ours: it is not held against the peer."""
+        if not (self._ending or self.stream.is_reading):
+            self._last_ns = self._host.now_ns()
+            if self._begun_ns:
+                self._begun_ns = self._last_ns
+            self.stream.resume()
+            self._look_at_due()
+
+    def on_lost(self, error: OSError | None) -> None:
+        """Forget the connection and tell the point that wants to know."""
+        self._keeper.closed(self)
+        self.origin.leave(self.counted_as)
+        if self.is_open and self.origin.options.on_close is not None:
+            self._activate(self.origin.options.on_close, encode((self.id,)))
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def _due_ns(self) -> tuple[int, str] | None:
+        options = self.origin.options
+        if self._closing:
+            left_s = UNSENT_S if self.stream.unsent_bytes else LINGER_S
+            return self._last_ns + int(left_s * NS), ""
+        if self._ending:
+            return self._end_ns, ""
+        if not self.stream.is_reading and not self.stream.ended:
+            return None  # paused, by ourselves; resuming sets it anew
+        if self._begun_ns and options.message_s_max is not None:
+            return self._begun_ns + int(options.message_s_max * NS), "slow_messages"
+        if options.idle_s_max is not None:
+            return self._last_ns + int(options.idle_s_max * NS), "idle"
+        return None
+
+    def _look_at_due(self) -> None:
+        due = self._due_ns()
+        if due is not None:
+            self._keeper.look_at(self, due[0])
+
+    def check_time(self, now_ns: int) -> None:
+        """Close if a time-out has passed, else say when to look next."""
+        due = self._due_ns()
+        if due is None or self.stream.closed:
+            return
+        due_ns, counted_as = due
+        if now_ns < due_ns:
+            self._keeper.look_at(self, due_ns)
+        elif not self._ending:
+            self._keeper.count(counted_as)
+            self.close()
+        elif self._closing:
+            self.stream.abort()  # the peer has not taken the end in time
+        else:
+            self.close()
+
+
+def unfinished(framer: Framer) -> bytes | None:
+    """Return the bytes that bring a new framer to the same place; None if it does not say."""
+    ask: Any = getattr(framer, "unfinished", None)
+    return None if ask is None else ask()

@@ -1,0 +1,59 @@
+"""What a listener, or an outgoing connection, was asked for.  Pure.
+
+Made by the service from what `TcpClient.listen` and `connect` send, and compared when another
+worker asks for the same address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from aembus.errors import ServiceError
+
+_COUNTS: Final = ("message_bytes_max", "unsent_bytes_max", "connections_max")
+_TIMES: Final = ("message_s_max", "idle_s_max")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """See TcpClient.listen for what each of them means."""
+
+    point: str
+    framer: str
+    message_bytes_max: int
+    unsent_bytes_max: int
+    on_close: str | None
+    on_end: str | None
+    on_room: str | None
+    on_worker_death: str | bytes
+    with_peer: bool
+    message_s_max: float | None
+    idle_s_max: float | None
+    connections_max: int = 1
+    connections_per_address_max: int | None = None
+    on_open: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ServiceError(f"{name} must be at least 1, {name}={getattr(self, name)}")
+        for name in _TIMES:
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise ServiceError(f"{name} must be above 0, or None for ever, {name}={seconds}")
+        limit = self.connections_per_address_max
+        if limit is not None and limit < 1:
+            raise ServiceError(
+                "connections_per_address_max must be at least 1, or None for no limit, "
+                f"connections_per_address_max={limit}"
+            )
+
+    def check_message_fits(self, bytes_max: int) -> None:
+        """Raise ServiceError if a message may become longer than what fits into a job."""
+        if self.message_bytes_max > bytes_max:
+            raise ServiceError(
+                "such a message does not fit into a job: lower message_bytes_max, or give the "
+                f"supervisor larger lanes (lane_bytes), wanted={self.message_bytes_max}, "
+                f"max={bytes_max}"
+            )

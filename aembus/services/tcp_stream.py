@@ -1,0 +1,224 @@
+"""One connected socket in an event loop, with a write buffer of our own.
+
+The TCP service reads and writes its sockets itself, with `add_reader` and `add_writer`, and not
+through asyncio's transports: what a transport has buffered cannot be got out of it, and it has to
+be, when the connection passes to another version of the service.
+
+Guarantees:
+
+- bytes go out in the order of `write`; what was not taken by the kernel is in `unsent` and nowhere
+  else;
+- `close_when_sent` shuts the writing side once everything is out and then waits for the peer's
+  end, for a bounded time: closing at once, with bytes unread, would have the kernel send a reset,
+  which may take the last answer away from the peer;
+- the owner's `on_lost` is called once, never from inside a call of the owner's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import Any, Final, Protocol
+
+READ_BYTES: Final = 65536
+
+
+class StreamOwner(Protocol):
+    """Whom a stream tells."""
+
+    def on_bytes(self, data: bytes) -> None:
+        """Bytes came."""
+
+    def on_end_of_bytes(self) -> None:
+        """The peer has shut its writing side: no more bytes will come."""
+
+    def on_less_unsent(self) -> None:
+        """Some of what was unsent went out, after it had been refused by the kernel."""
+
+    def on_lost(self, error: OSError | None) -> None:
+        """The socket is closed; the stream is of no use any more."""
+
+
+class Stream:
+    """A connected socket.
+
+    Args:
+        loop: whose readers and writers tell of the socket.
+        connected: non-blocking.
+        owner: is told.
+    """
+
+    __slots__ = (
+        "_closing", "_error", "_lingering", "_loop", "_owner", "_reading", "_shutting", "_socket",
+        "_unsent", "_waiting", "closed", "ended", "is_dirty", "unsent_bytes",
+    )  # fmt: skip
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connected: socket.socket, owner: StreamOwner
+    ) -> None:
+        self._loop = loop
+        self._socket = connected
+        self._owner = owner
+        self._unsent: list[bytes] = []
+        self.unsent_bytes = 0
+        self.is_dirty = False  # somebody has promised to flush
+        self.closed = False
+        self.ended = False  # the peer has shut its writing side
+        self._reading = False
+        self._waiting = False  # for the kernel to take more
+        self._shutting = False
+        self._closing = False
+        self._lingering = False
+        self._error: OSError | None = None
+
+    # --- reading --------------------------------------------------------------------------------
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the owner is told of bytes."""
+        return self._reading
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._closing or self._shutting or self.closed
+
+    def resume(self) -> None:
+        """Read, and tell the owner."""
+        if not (self._reading or self.ended or self._closing or self.closed):
+            self._reading = True
+            self._loop.add_reader(self._socket.fileno(), self._on_readable)
+
+    def pause(self) -> None:
+        """Leave what comes to the kernel, whose buffers make the peer wait."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._socket.fileno())
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._socket.recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        if data:
+            self._owner.on_bytes(data)
+            return
+        self.ended = True
+        self.pause()
+        self._owner.on_end_of_bytes()
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Have bytes sent by the next `flush`, or as soon as the kernel takes them."""
+        self._unsent.append(data)
+        self.unsent_bytes += len(data)
+
+    def flush(self) -> None:
+        """Give the kernel what it takes now of what is unsent."""
+        self.is_dirty = False
+        if not (self._waiting or self.closed):
+            self._send()
+
+    def _send(self) -> None:
+        unsent = self._unsent
+        if unsent:
+            data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+            try:
+                sent = self._socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self._lose(error)
+                return
+            self.unsent_bytes -= sent
+            if self.unsent_bytes:
+                self._unsent = [data[sent:]]
+                self._wait(True)
+                return
+            unsent.clear()
+        self._wait(False)
+        if self._shutting or self._closing:
+            self._all_sent()
+
+    def _wait(self, waiting: bool) -> None:
+        if waiting != self._waiting:
+            self._waiting = waiting
+            if waiting:
+                self._loop.add_writer(self._socket.fileno(), self._on_writable)
+            else:
+                self._loop.remove_writer(self._socket.fileno())
+
+    def _on_writable(self) -> None:
+        self._send()
+        if not self.closed:
+            self._owner.on_less_unsent()
+
+    def _all_sent(self) -> None:
+        if self._closing and (self.ended or not self._lingering):
+            self._lose(None)
+            return
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        if self._closing:
+            self._loop.add_reader(self._socket.fileno(), self._on_left_over)
+
+    def _on_left_over(self) -> None:
+        try:
+            if self._socket.recv(READ_BYTES):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self._lose(None)
+
+    # --- ending ---------------------------------------------------------------------------------
+
+    def shut_when_sent(self) -> None:
+        """Shut the writing side once what was written is out; go on reading."""
+        if not self.is_closing:
+            self._shutting = True
+            self.flush()
+
+    def close_when_sent(self, linger: bool = True) -> None:
+        """Read no more, send what was written, and close.
+
+        Args:
+            linger: wait for the peer's end, until `abort` is called.
+        """
+        if self.closed or (self._closing and (linger or not self._lingering)):
+            return
+        self.pause()
+        self._closing, self._lingering = True, linger
+        if not self._waiting:
+            self._send()
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        self._lose(None)
+
+    def _lose(self, error: OSError | None) -> None:
+        if not self.closed:
+            self._close(error)
+            self._loop.call_soon(self._owner.on_lost, error)
+
+    def _close(self, error: OSError | None) -> None:
+        self.closed = True
+        self._error = error
+        self._reading = self._waiting = False
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+        self._unsent.clear()
+        self.unsent_bytes = 0
+
+    # --- passing on -----------------------------------------------------------------------------
+
+    def state(self) -> list[Any]:
+        """Return what `restore` needs beside the socket."""
+        return [b"".join(self._unsent), self.ended, self._shutting, self._closing, self._lingering]
