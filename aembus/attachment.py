@@ -15,6 +15,7 @@ from aembus.errors import BusBroken, BusClosed
 from aembus.membership import Membership
 from aembus.rejoining import Rejoining
 from aembus.runner import Runner
+from aembus.suspension import Suspension
 
 
 class Attachment:
@@ -39,6 +40,7 @@ class Attachment:
         self._current: Membership | None = None
         self._stop_asked = False
         self._rejoining: Rejoining | None = None
+        self._suspension: Suspension | None = None
         self._joined = self._join()
 
     def begin(
@@ -79,7 +81,7 @@ class Attachment:
         return membership
 
     def _join(self) -> Membership:
-        return Membership(self._bus, self._wanted, self._handle_stop, self._handle_broken)
+        return Membership(self._bus, self._wanted, self._handle_order, self._handle_broken)
 
     def _take_up(self, membership: Membership) -> None:
         # What breaks from now on is the current one, and its watcher says so; what broke before
@@ -91,6 +93,16 @@ class Attachment:
             self._lose(membership)
         if stop_asked:
             self._runner.stop()
+
+    def _handle_order(self, order: str) -> None:
+        if order == "stop":
+            self._handle_stop()
+        elif order == "suspend":
+            self._suspension = Suspension(self._runner, self.membership)
+        elif self._suspension is not None and order == "resume":
+            self._suspension.resume()
+        elif self._suspension is not None and order == "retire":
+            self._suspension.retire()
 
     def _handle_stop(self) -> None:
         with self._changing:
@@ -104,6 +116,8 @@ class Attachment:
             membership.broken = True
             current = membership is self._current
         membership.refuse()
+        if self._suspension is not None:
+            self._suspension.resume()
         if current:
             self._lose(membership)
 

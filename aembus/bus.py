@@ -477,7 +477,8 @@ class Bus:
         self._runner.join()
         self._attachment.end()
         membership = self._membership
-        membership.event_struct.settle()  # held jobs that were completed since the last round
+        if not membership.replaced:
+            membership.event_struct.settle()  # held jobs that were completed since the last round
         membership.sender.close()
         membership.leave(keep)
         membership.close()

@@ -205,6 +205,11 @@ class EventStruct:
             self._show_unfinished()
         return settled
 
+    def settle_held(self) -> int:
+        """Finish held jobs that were completed, and return how many are still held; as `settle`."""
+        self.settle()
+        return len(self._held)
+
     def _attend(self) -> int:
         attended = self.settle()
         now = time.monotonic()

@@ -32,10 +32,12 @@ class Membership:
     Args:
         bus: the bus's name.
         wanted: what to ask for when joining: kind, name, keep_s.
-        on_stop: called in the watcher thread when the supervisor asks this process to stop.
+        on_order: called in the watcher thread with what the supervisor orders: "stop", and to a
+            worker "suspend", "resume" or "retire".
         on_broken: called there, with the membership, when the supervisor is gone.
 
     broken: the supervisor is gone; `on_broken` was called, or is about to be.
+    replaced: another process is the member now; nothing of its inbox is this one's any more.
 
     Raises: BusNotFound, PermissionRefused, VersionMismatch, OutOfSharedMemory, SlotsExhausted,
     NameInUse; nothing is left then.
@@ -45,13 +47,14 @@ class Membership:
         self,
         bus: str,
         wanted: dict[str, Any],
-        on_stop: Callable[[], None],
+        on_order: Callable[[str], None],
         on_broken: Callable[[Membership], None],
     ) -> None:
         lanes.check()
         self._bus = bus
-        self._on_stop = on_stop
+        self._on_order = on_order
         self.broken = False
+        self.replaced = False
         self._pipe_bell: PipeBell | None = None
         self._sender: Sender | None = None
         self.control = ControlClient(bus, self._handle_push, functools.partial(on_broken, self))
@@ -104,8 +107,8 @@ class Membership:
             if self._sender is not None:
                 self._sender.pass_generation()
             self.control.tell("acknowledge", generation=frame["generation"])
-        elif push == "stop":
-            self._on_stop()
+        else:
+            self._on_order(push)
 
     def _undeliverable(
         self, record: Record, reason: str, *, try_group: bool, detail: str = ""
@@ -141,7 +144,7 @@ class Membership:
 
     def leave(self, keep: bool) -> None:
         """Tell the supervisor; with `keep` a member with a name leaves its place as it is."""
-        if self.broken:
+        if self.broken or self.replaced:
             return
         try:
             self.control.request("leave", keep=keep)

@@ -133,6 +133,18 @@ class Runner:
             if self._stop_asked:
                 self.interrupt()
 
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Keep deliveries out, after the job in hand; they go on behind the block."""
+        self.interrupt()
+        with self._running:
+            self._runs_in = threading.get_ident()
+            self._stopping = False
+            self._event_struct.go_on()
+            yield
+            if self._stop_asked:
+                self.interrupt()
+
     def _rebind(self, event_struct: EventStruct, inbox: Inbox, calls: Calls) -> None:
         self._event_struct, self._inbox, self._calls = event_struct, inbox, calls
         self._parted = False

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from aembus.errors import AembusError, BusBroken, BusClosed, InboxFull, JobTooLarge
@@ -36,6 +36,7 @@ log = logging.getLogger("aembus")
 FULL: Final = -1
 IN_TURN: Final = -1  # in place of a key's hash: the next member of each group
 DEFERRED_TIMEOUT_S: Final = 1.0
+LOOK_S: Final = 0.05  # between two looks whether all activations are held back
 NEVER: Final = -1  # a generation that no registry has: makes the next activation look closer
 
 
@@ -103,6 +104,7 @@ class Sender:
         self._gate = Gate()
         self._peers: dict[int, Peer] = {}
         self._refusal: AembusError | None = None
+        self._held_back = False
         self._room_waiters = RoomWaiters()
         self._routes: list[Route] = []
         self._lanes_opened = 0
@@ -364,8 +366,23 @@ class Sender:
 
     def pass_generation(self) -> None:
         """Return when no activation that began under an older generation is still running."""
+        while not self._gate.lock.acquire(timeout=LOOK_S):
+            if self._held_back:
+                return
+        self._gate.lock.release()
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Keep every activation of this process waiting; behind the block lanes are opened anew."""
         with self._gate.lock:
-            pass
+            self._held_back = True
+            try:
+                self._drop_publishers()
+                while self._peers:  # a publisher that is called all the same finds its lane closed
+                    self._peers.popitem()[1].close()
+                yield
+            finally:
+                self._held_back = False
 
     def refuse(self, error: AembusError) -> None:
         """Make every later activation raise `error`; costs the others nothing."""

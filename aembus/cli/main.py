@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from aembus.cli import clean, dead, doctor, look, run, stress
+from aembus.cli import clean, dead, doctor, fleet, look, run, stress
 from aembus.cli.usage import WrongUsage, version
 from aembus.errors import AembusError
 
@@ -39,7 +39,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"aembus {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (run.add, look.add_ls, look.add_stats, dead.add, stress.add, clean.add, doctor.add):
+    for add in (
+        run.add,
+        look.add_ls,
+        look.add_stats,
+        dead.add,
+        fleet.add_upgrade,
+        fleet.add_scale,
+        stress.add,
+        clean.add,
+        doctor.add,
+    ):
         add(commands)
     return parser
 

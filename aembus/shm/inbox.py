@@ -199,6 +199,15 @@ class Inbox:
         """Skip what cannot be followed, count and log it; the lane goes on behind it."""
         self._count_corrupt(error, self._origins[lane][1], lane.skip_to_tail())
 
+    def open_replies_anew(self) -> None:
+        """Forget how far the reply lanes were read: another process has read on in our place."""
+        with self._looking:
+            for lane in self.lanes[layout.CLASS_REPLY]:
+                index = layout.lane_index(self._slots, *self._origins.pop(lane))
+                del self._opened[index]
+                lane.close()
+            self._doors = b""  # the next look takes them up again
+
     def take_replies(self) -> Iterator[Record]:
         """Take what the reply lanes hold; each record is done when the next is asked for."""
         self.look_for_doors()

@@ -30,6 +30,7 @@ from aembus.supervisor.configuration import Configuration
 from aembus.supervisor.control import Connection, ControlServer
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.supervisor.departures import Departures
+from aembus.supervisor.fleet import Fleet
 from aembus.supervisor.hosting import Hosting
 from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.inspection import bus_statistics
@@ -184,6 +185,14 @@ class SupervisorProcess:
             self._configuration, self._finished, self._on_worker_death, self._on_worker_restart
         )
         hosting.start(descriptor)
+        self._fleet = Fleet(
+            self._members,
+            self._inboxes,
+            self._publication,
+            self._departures,
+            self._workers,
+            hosting.on_member_gone,
+        )
         operations = Operations(
             self._nonce,
             self._members,
@@ -193,13 +202,14 @@ class SupervisorProcess:
             self._places,
             self._requests,
             self._workers,
+            self._fleet.rolling,
             self._on_worker_ready,
             self._statistics,
             self.stop,
         )
         self._control = ControlServer(
             self._bus,
-            {**operations.table(), **self._replay.table()},
+            {**operations.table(), **self._fleet.table(), **self._replay.table()},
             self._on_hang_up,
             self._on_process_gone,
         )
@@ -263,6 +273,8 @@ class SupervisorProcess:
     def _on_worker_ready(self, member: Member) -> None:
         worker = self._workers[member.name]
         worker.history.ever_ready = True
+        if worker.on_trial is not None and not worker.on_trial.done():
+            worker.on_trial.set_result("")
         if self._dismissed and member.connection is not None:
             member.connection.push({"push": "stop"})  # it was not there when the others were told
         if member.restarts:
@@ -296,6 +308,10 @@ class SupervisorProcess:
         process = worker.process
         code = process.poll() if process is not None else None
         reason = worker.not_started or f"its process ended while it started, exit code {code}"
+        if worker.on_trial is not None:
+            if not worker.on_trial.done():
+                worker.on_trial.set_result(reason)
+            return
         self._failure = SupervisorError(
             f"worker {worker.name} could not start: {reason} "
             f"(entry point {worker.spec.entry_point}, {decision.reason})"
@@ -389,6 +405,7 @@ class SupervisorProcess:
     async def _take_down(self, hosting: Hosting, started: bool) -> Summary:
         self._stop_event.set()
         timeout_s = self._configuration.stop_timeout_s
+        self._fleet.close()
         self._workers.stop_restarting()
         self._places.close()
         hosting.close_intakes()

@@ -25,6 +25,7 @@ from aembus.supervisor.members import (
 from aembus.supervisor.places import Places
 from aembus.supervisor.publication import Publication
 from aembus.supervisor.requests import Requests, deaths
+from aembus.supervisor.rolling import Rolling
 from aembus.supervisor.workers import Workers
 
 log = logging.getLogger("aembus")
@@ -51,6 +52,7 @@ class Operations:
         places: Places,
         requests: Requests,
         workers: Workers,
+        rolling: Rolling,
         on_ready: Callable[[Member], None],
         statistics: Callable[[], dict[str, Any]],
         stop: Callable[[str], None],
@@ -63,6 +65,7 @@ class Operations:
         self._places = places
         self._requests = requests
         self._workers = workers
+        self._rolling = rolling
         self._on_ready = on_ready
         self._statistics = statistics
         self._stop = stop
@@ -91,7 +94,9 @@ class Operations:
         """Become a member: a new client, or the process of a worker."""
         if connection.member is not None or not connection.alive:
             raise ControlError(f"this connection has joined already, pid={connection.pid}")
-        if request["kind"] == KIND_WORKER:
+        if self._rolling.of_pid(connection.pid):
+            member = await self._rolling.join(connection)
+        elif request["kind"] == KIND_WORKER:
             member = self._join_worker(connection, request["name"])
         else:
             member = await self._join_client(connection, request)
@@ -159,6 +164,7 @@ class Operations:
         self._members.publish_all(member, request["stopped"])
         generation = await self._publication.publish()
         if member.kind == KIND_WORKER:
+            self._rolling.on_ready(member)
             self._on_ready(member)
         return {"generation": generation}
 
@@ -230,6 +236,7 @@ class Operations:
         worker = self._workers.by_pid(connection.pid)
         if worker is not None:
             worker.not_started = request["text"]
+        self._rolling.on_not_started(connection.pid, request["text"])
         return {}
 
     async def statistics(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:

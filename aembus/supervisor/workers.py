@@ -28,12 +28,29 @@ SPAWN_AGAIN_S: Final = 0.5  # after a process could not be made: no descriptors,
 
 
 @dataclass(slots=True)
+class Successor:
+    """A process that is to take a worker's place, or is already in it but not up yet.
+
+    gone: done when the process is dead; not reaped yet.
+    admitted: it has the worker's slot and inbox, and the worker's process is suspended.
+    """
+
+    process: subprocess.Popen[bytes]
+    pidfd: int
+    gone: asyncio.Future[None]
+    not_started: str = ""
+    admitted: bool = False
+
+
+@dataclass(slots=True)
 class Worker:
     """One worker and the process that is it now.
 
     handler_timeout_s: how long a handler may run; None: for ever.
     not_started: what it said when it could not start.
     again: when its replacement is to be spawned.
+    successor: the process of new code that is to take its place, while there is one.
+    on_trial: done when it is up (empty), or could not come up (why); None once it was up.
     """
 
     name: str
@@ -41,6 +58,8 @@ class Worker:
     handler_timeout_s: float | None = None
     process: subprocess.Popen[bytes] | None = None
     pidfd: int = -1
+    successor: Successor | None = None
+    on_trial: asyncio.Future[str] | None = None
     history: RestartHistory = field(default_factory=RestartHistory)
     not_started: str = ""
     finished_at_start: int = 0
@@ -69,16 +88,53 @@ class Workers:
         self._finished = finished
         self._on_death = on_death
         self._on_restart = on_restart
+        self._specs = {spec.name: spec for spec in configuration.workers}
         self._workers = {
-            name: Worker(name, spec, spec.handler_timeout_s or configuration.handler_timeout_s)
+            name: self._make(name, spec)
             for spec in configuration.workers
             for name in spec.worker_names()
         }
+        self._retired: dict[int, int] = {}  # pidfds of processes that were replaced, by pid
         self._stopping = False
         self.restarts = 0
 
+    def _make(self, name: str, spec: WorkerSpec) -> Worker:
+        timeout_s = spec.handler_timeout_s or self._configuration.handler_timeout_s
+        return Worker(name, spec, timeout_s)
+
+    def kinds(self) -> list[str]:
+        """Return the names of the kinds of workers."""
+        return list(self._specs)
+
+    def of_kind(self, kind: str) -> list[Worker]:
+        """Return the workers of a kind, by number."""
+        return [w for w in self._workers.values() if w.spec.name == kind]
+
+    def add(self, kind: str) -> Worker:
+        """Add a worker of a kind behind the last one; it is not spawned yet."""
+        spec = self._specs[kind]
+        last = max((int(w.name.rpartition("-")[2]) for w in self.of_kind(kind)), default=0)
+        worker = self._make(f"{kind}-{last + 1}", spec)
+        self._workers[worker.name] = worker
+        return worker
+
+    def remove(self, worker: Worker) -> None:
+        """Forget a worker; its process, if it has one, ends by itself and is reaped then."""
+        del self._workers[worker.name]
+        if worker.again is not None:
+            worker.again.cancel()
+        self._retire(worker)
+
+    def _retire(self, worker: Worker) -> None:
+        process, worker.process = worker.process, None
+        if process is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(worker.pidfd)
+            loop.add_reader(worker.pidfd, self._reap, process, worker.pidfd)
+            self._retired[process.pid] = worker.pidfd
+
     def __iter__(self) -> Iterator[Worker]:
-        return iter(self._workers.values())
+        return iter(list(self._workers.values()))
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -95,6 +151,65 @@ class Workers:
 
     def spawn(self, worker: Worker) -> None:
         """Start the worker's process."""
+        worker.not_started = ""
+        worker.finished_at_start = self._finished(worker.name)
+        process, pidfd = self._start_process(worker)
+        self._take_on(worker, process, pidfd)
+
+    def spawn_successor(self, worker: Worker) -> Successor:
+        """Start a process that is to take the worker's place."""
+        process, pidfd = self._start_process(worker)
+        loop = asyncio.get_running_loop()
+        successor = worker.successor = Successor(process, pidfd, loop.create_future())
+        loop.add_reader(pidfd, self._on_successor_gone, successor)
+        return successor
+
+    @staticmethod
+    def _on_successor_gone(successor: Successor) -> None:
+        asyncio.get_running_loop().remove_reader(successor.pidfd)
+        if not successor.gone.done():
+            successor.gone.set_result(None)
+
+    def install(self, worker: Worker) -> None:
+        """Make the successor the worker's process; the one before ends, and is reaped then."""
+        successor = worker.successor
+        assert successor is not None
+        self._retire(worker)
+        if not successor.gone.done():
+            asyncio.get_running_loop().remove_reader(successor.pidfd)
+        worker.successor = None
+        worker.not_started = ""
+        worker.finished_at_start = self._finished(worker.name)
+        self._take_on(worker, successor.process, successor.pidfd)
+
+    def discard(self, worker: Worker) -> None:
+        """End the successor: the worker keeps its process."""
+        successor, worker.successor = worker.successor, None
+        assert successor is not None
+        if not successor.gone.done():
+            asyncio.get_running_loop().remove_reader(successor.pidfd)
+            successor.gone.set_result(None)
+        successor.process.kill()
+        successor.process.wait()
+        os.close(successor.pidfd)
+        if worker.process is None:  # it has died while it was suspended
+            self._replace(worker)
+
+    def _reap(self, process: subprocess.Popen[bytes], pidfd: int) -> None:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        process.wait()
+        self._retired.pop(process.pid, None)
+
+    def end_retired(self, pid: int) -> None:
+        """Kill a process that was replaced, if it has not ended by itself."""
+        pidfd = self._retired.get(pid)
+        if pidfd is not None:
+            log.warning("the replaced process %d does not end: SIGKILL", pid)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _start_process(self, worker: Worker) -> tuple[subprocess.Popen[bytes], int]:
         configuration = {
             "bus": self._configuration.bus,
             "name": worker.name,
@@ -103,8 +218,6 @@ class Workers:
             "path": self._configuration.path,
             "log_level": self._configuration.log_level,
         }
-        worker.not_started = ""
-        worker.finished_at_start = self._finished(worker.name)
         # A process group of its own: the terminal's Ctrl-C is for the supervisor.
         process = subprocess.Popen(
             [sys.executable, "-m", "aembus.worker"], stdin=subprocess.PIPE, process_group=0
@@ -113,16 +226,21 @@ class Workers:
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(json.dumps(configuration).encode())
         try:
-            worker.pidfd = os.pidfd_open(process.pid)
-            asyncio.get_running_loop().add_reader(worker.pidfd, self._on_process_gone, worker)
+            return process, os.pidfd_open(process.pid)
         except OSError:  # nobody would see it end
             process.kill()
             process.wait()
-            if worker.pidfd >= 0:
-                os.close(worker.pidfd)
-                worker.pidfd = -1
             raise
-        worker.process = process
+
+    def _take_on(self, worker: Worker, process: subprocess.Popen[bytes], pidfd: int) -> None:
+        try:
+            asyncio.get_running_loop().add_reader(pidfd, self._on_process_gone, worker)
+        except OSError:
+            process.kill()
+            process.wait()
+            os.close(pidfd)
+            raise
+        worker.process, worker.pidfd = process, pidfd
 
     def _on_process_gone(self, worker: Worker) -> None:
         asyncio.get_running_loop().remove_reader(worker.pidfd)
@@ -130,6 +248,11 @@ class Workers:
         worker.pidfd = -1
         process = worker.process
         assert process is not None
+        if worker.successor is not None and worker.successor.admitted:
+            log.warning("worker %s (pid %d) died while it was suspended", worker.name, process.pid)
+            process.wait()
+            worker.process = None
+            return
         progress = self._finished(worker.name) > worker.finished_at_start
         decision = decide(worker.history, time.monotonic(), progress=progress)
         # First take over, then reap: until it is reaped nobody else can get its PID.
@@ -151,6 +274,12 @@ class Workers:
         if isinstance(decision, Restart):
             self._restart_later(worker, decision.delay_s)
 
+    def _replace(self, worker: Worker) -> None:
+        decision = decide(worker.history, time.monotonic(), progress=True)
+        self._on_death(worker, decision)
+        if isinstance(decision, Restart) and not self._stopping:
+            self._restart_later(worker, decision.delay_s)
+
     def _restart_later(self, worker: Worker, delay_s: float) -> None:
         worker.again = asyncio.get_running_loop().call_later(delay_s, self._restart, worker)
 
@@ -170,17 +299,24 @@ class Workers:
         """Return the workers that have a process."""
         return [w for w in self._workers.values() if w.process is not None]
 
+    @property
+    def retired(self) -> int:
+        """How many processes that are no worker's any more have not ended yet."""
+        return len(self._retired)
+
     def stop_restarting(self) -> None:
         """Replace nobody any more: the bus is about to stop."""
         self._stopping = True
         for worker in self:
             if worker.again is not None:
                 worker.again.cancel()
+        for pid in list(self._retired):
+            self.end_retired(pid)
 
     async def wait_until_gone(self, timeout_s: float) -> bool:
         """Wait until no worker has a process; False at the time-out."""
         deadline = time.monotonic() + timeout_s
-        while self.running():
+        while self.running() or self._retired:
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(0.005)
