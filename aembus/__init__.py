@@ -22,6 +22,7 @@ from aembus.errors import CorruptSegment as CorruptSegment
 from aembus.errors import DataMismatch as DataMismatch
 from aembus.errors import ForkedBusError as ForkedBusError
 from aembus.errors import InboxFull as InboxFull
+from aembus.errors import JobFailed as JobFailed
 from aembus.errors import JobNotInHand as JobNotInHand
 from aembus.errors import JobTooLarge as JobTooLarge
 from aembus.errors import NameInUse as NameInUse
@@ -80,6 +81,7 @@ __all__ = [
     "Identity",
     "InboxFull",
     "Job",
+    "JobFailed",
     "JobNotInHand",
     "JobTooLarge",
     "NameInUse",

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, final, overload
 
 from aembus.attachment import Attachment
-from aembus.coroutines import Coroutines
+from aembus.coroutines import Coroutines, is_coroutine
 from aembus.counter import Counter
 from aembus.errors import (
     AembusError,
@@ -96,7 +96,7 @@ class Bus:
         self._runner = Runner(
             membership.event_struct, membership.inbox, membership.calls, self._attachment.await_bus
         )
-        self._coroutines = Coroutines(self._runner.pause)
+        self._coroutines = Coroutines()
         self._attachment.begin(self._runner, self._registrations.publish, self._move, reconnect)
         _buses.add(self)
         if not name:  # else once its registrations are published
@@ -165,7 +165,7 @@ class Bus:
         for name, counter in list(self._counters.items()):
             counter.rebind(membership.inbox, membership.counter(name))
         for point in list(self._points.values()):
-            point.rebind(membership.sender, membership.calls)
+            point.rebind(membership.sender, membership.calls, membership.awaiting)
         self._services.rejoin()
         if self._on_reconnect is not None:
             self._on_reconnect()
@@ -236,9 +236,8 @@ class Bus:
             handler = point.handler(handler)
             point = point.name
         if constructor is not None or destructor is not None:
-            handler = Stages(handler, constructor, destructor)
-        else:
-            handler = self._coroutines.handler(handler)
+            handler = Stages(handler, constructor, destructor, is_coroutine(handler))
+        handler = self._coroutines.handler(handler)
         event = Event(point, handler, options, context=context, control=self._registrations)
         self._registrations.add(event)
         return event
@@ -284,9 +283,11 @@ class Bus:
             membership = self._membership
             if not self._attachment.reconnects or self._attachment.closed:
                 self._attachment.membership_or_raise()  # else it is good again some time
-            point = self._points[name] = ActivationPoint(name, membership.sender, membership.calls)
+            point = ActivationPoint(name, membership.sender, membership.calls, membership.awaiting)
+            self._points[name] = point
             if membership is not self._membership:  # joined again meanwhile, without this point
-                point.rebind(self._sender, self._membership.calls)
+                membership = self._membership
+                point.rebind(membership.sender, membership.calls, membership.awaiting)
         return point
 
     def activate(
@@ -377,24 +378,31 @@ class Bus:
         ):
             raise AembusError("with delivery='interrupt' only the main thread gets jobs")
 
-    async def serve(self) -> None:
+    async def serve(self, *, concurrency: int = 1) -> None:
         """Deliver jobs in the running event loop until `stop`, or until the bus is closed.
 
-        Other tasks run between two jobs, and while an ``async def`` handler awaits something; the
-        next job begins when it has ended.  For more at once, hold the job in a plain handler and
-        start a task that completes it.  Cancelling this cancels the handler that is awaited and
-        leaves its job in hand; it may be called again then.
+        Other tasks run between two jobs, and while an ``async def`` handler awaits something.
+        Cancelling this cancels the handlers that are awaited and leaves their jobs in hand; it may
+        be called again then.
 
-        Raises: BusBroken when the supervisor dies (after the job in hand), BusClosed.
+        Args:
+            concurrency: how many jobs of ``async def`` handlers may be under way at once.  1: the
+                next job, of whatever event, begins when the handler has ended.  More: others are
+                delivered meanwhile, also of the same event and key; they begin in order and end
+                as they like.  A plain handler runs to its end, as ever.
+
+        Raises: BusBroken when the supervisor dies (after the jobs in hand), BusClosed, ValueError.
         """
         self._check_thread()
+        if concurrency < 1:
+            raise ValueError(f"concurrency is 1 or more, concurrency={concurrency}")
         if self._delivery == DELIVERY_INTERRUPT or self._attachment.reconnects:
             raise AembusError("serve() goes neither with delivery='interrupt' nor with reconnect")
         from aembus.serving import Server
 
         self._attachment.await_bus(0.0)
-        bell = self._membership.take_pipe_bell()
-        await Server(self._runner, self._inbox, bell, self._coroutines).serve()
+        listener = self._membership.awaiting().listener
+        await Server(self._runner, self._inbox, listener, self._coroutines, concurrency).serve()
         self._runner.finish()
 
     def stop(self) -> None:

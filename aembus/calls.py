@@ -50,12 +50,19 @@ class Answer:
     error: AembusError | None = None
 
 
-class _Waiting:
-    __slots__ = ("answer", "reply_id")
+class Waiting:
+    """One call that is under way.
 
-    def __init__(self, reply_id: int) -> None:
+    answer: flags and payload of the reply, once it is there.
+    arrived: called then, by whichever thread takes it; None: whoever waits looks for itself.
+    """
+
+    __slots__ = ("answer", "arrived", "reply_id")
+
+    def __init__(self, reply_id: int, arrived: Callable[[], None] | None) -> None:
         self.reply_id = reply_id
-        self.answer: tuple[int, bytes] | None = None  # flags and payload of the reply
+        self.arrived = arrived
+        self.answer: tuple[int, bytes] | None = None
 
     @property
     def failed(self) -> bool:
@@ -86,19 +93,24 @@ class Calls:
     Args:
         sender, inbox: the member's two sides.
         incarnation: makes the reply ids of this process unlike those of any before it.
-        chain: returns who waits for the handler that calls this; None outside of handlers.
+        waiters: returns who waits for the handler that calls this, and whether this member waits
+            with it, so that it delivers nothing meanwhile.
     """
 
     def __init__(
-        self, sender: Sender, inbox: Inbox, incarnation: int, chain: Callable[[], Chain | None]
+        self,
+        sender: Sender,
+        inbox: Inbox,
+        incarnation: int,
+        waiters: Callable[[], tuple[Chain, bool]],
     ) -> None:
         self._sender = sender
         self._inbox = inbox
         self._incarnation = incarnation
-        self._chain = chain
+        self._waiters = waiters
         self._reply_ids = itertools.count(incarnation << 32 | 1)
         self._routes: dict[str, Route] = {}
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Waiting] = {}
         self._draining = threading.RLock()
         self._handing_over = False
         self.late_replies = 0
@@ -114,13 +126,14 @@ class Calls:
         OutOfSharedMemory.
         """
         deadline = time.monotonic() + timeout_s
-        waiting = self._new_waiting()
+        waiting = self.begin()
         try:
-            if not self._request(waiting, target, encode(data), IN_TURN, 0, deadline, what):
+            job = self._job(waiting, target, encode(data), IN_TURN, 0, deadline)
+            if not self._sender.send(target, job, timeout_s, what):
                 raise CallFailed(MEMBER_GONE, f"nobody to call, call={what!r}, target={target}")
             self._await([waiting], deadline)
         finally:
-            del self._waiting[waiting.reply_id]
+            self.end(waiting)
         if waiting.answer is None:
             raise CallTimeout(f"no answer in time, call={what!r}, timeout_s={timeout_s}")
         return waiting.result()[0]
@@ -134,34 +147,41 @@ class Calls:
         deadline = time.monotonic() + timeout_s
         flags = layout.FLAG_REDELIVER if redeliver else 0
         while True:
-            target = self._the_one(point, key_hash)
-            waiting = self._new_waiting()
+            target = self.the_one(point, key_hash)
+            waiting = self.begin()
             try:
-                if self._call(waiting, target, point, data, key_hash, flags, deadline):
+                job = self.request(waiting, target, point, data, key_hash, flags, deadline)
+                if self._sender.send(target, job, deadline - time.monotonic(), point):
                     self._await([waiting], deadline)
-                    if waiting.answer is None:
-                        raise CallTimeout(
-                            "no answer in time; the handler may run all the same, "
-                            f"point={point!r}, timeout_s={timeout_s}, {self._who(target)}"
-                        )
                     if not waiting.returned:
-                        return waiting.result()[0]
+                        return self.result(waiting, target, point, timeout_s)
                 elif time.monotonic() >= deadline:
                     raise CallTimeout(f"nobody stayed, point={point!r}, timeout_s={timeout_s}")
             finally:
-                del self._waiting[waiting.reply_id]
+                self.end(waiting)
+
+    def result(self, waiting: Waiting, target: Target, point: str, timeout_s: float) -> Any:
+        """Return what `target` has answered.  Raises CallFailed, and CallTimeout if it has not."""
+        if waiting.answer is None:
+            member = self._sender.routing.members.get(target.slot)
+            name = member.name if member is not None else None
+            raise CallTimeout(
+                "no answer in time; the handler may run all the same, "
+                f"point={point!r}, timeout_s={timeout_s}, member={name!r}"
+            )
+        return waiting.result()[0]
 
     def call_all(self, point: str, data: bytes, timeout_s: float) -> list[Answer]:
         """See ActivationPoint.call_all."""
         deadline = time.monotonic() + timeout_s
-        targets = self._pick(point, IN_TURN)
-        names = [self._sender.routing.members[target.slot].name for target in targets]
-        calls = [self._new_waiting() for _ in targets]
+        targets, names = self.everyone(point)
+        calls = [self.begin() for _ in targets]
         errors: list[AembusError | None] = [None] * len(targets)
         try:
             for number, (waiting, target) in enumerate(zip(calls, targets, strict=True)):
                 try:
-                    if not self._call(waiting, target, point, data, IN_TURN, 0, deadline):
+                    job = self.request(waiting, target, point, data, IN_TURN, 0, deadline)
+                    if not self._sender.send(target, job, deadline - time.monotonic(), point):
                         raise CallFailed(MEMBER_GONE, f"it went just now, point={point!r}")
                 except AembusError as error:
                     self._sender.refresh()  # raises if nothing can be called any more
@@ -170,10 +190,10 @@ class Calls:
             self._await(asked, deadline)
         finally:
             for waiting in calls:
-                del self._waiting[waiting.reply_id]
+                self.end(waiting)
         timed_out = f"no answer in time, point={point!r}, timeout_s={timeout_s}"
         return [
-            _answer(name, waiting, error, timed_out)
+            answer_of(name, waiting, error, timed_out)
             for name, waiting, error in zip(names, calls, errors, strict=True)
         ]
 
@@ -183,7 +203,13 @@ class Calls:
             route = self._routes.setdefault(point, self._sender.route(point))
         return self._sender.pick(route, Job(b"", key_hash))
 
-    def _the_one(self, point: str, key_hash: int) -> Target:
+    def everyone(self, point: str) -> tuple[Sequence[Target], list[str]]:
+        """Return the concerned events, of each group one, and the names of their members."""
+        targets = self._pick(point, IN_TURN)
+        return targets, [self._sender.routing.members[target.slot].name for target in targets]
+
+    def the_one(self, point: str, key_hash: int) -> Target:
+        """Return the one concerned event.  Raises CallFailed if there are none, or several."""
         targets = self._pick(point, key_hash)
         if len(targets) == 1:
             return targets[0]
@@ -196,21 +222,21 @@ class Calls:
             f"them in one group, point={point!r}, members={members}",
         )
 
-    def _call(
+    def request(
         self,
-        waiting: _Waiting,
+        waiting: Waiting,
         target: Target,
         point: str,
         data: bytes,
         key_hash: int,
         flags: int,
         deadline: float,
-    ) -> int:
-        chain = self._chain()
-        if chain is None:
-            chain = ()
-        else:
+    ) -> Job:
+        """Return what to send to `target`.  Raises CallFailed if it waits for this very call."""
+        chain, waits = self._waiters()
+        if waits:
             chain = (*chain, self._incarnation)
+        if chain:
             member = self._sender.routing.members.get(target.slot)
             if member is not None and member.incarnation in chain:
                 raise CallFailed(
@@ -219,33 +245,33 @@ class Calls:
                     f"point={point!r}, member={member.name!r}, incarnations waiting={chain}",
                 )
         payload = callchain.wrap(chain, data)
-        return self._request(waiting, target, payload, key_hash, flags, deadline, point)
-
-    def _who(self, target: Target) -> str:
-        member = self._sender.routing.members.get(target.slot)
-        return f"member={member.name!r}" if member is not None else "member=None"
+        return self._job(waiting, target, payload, key_hash, flags, deadline)
 
     # --- requests and replies ---------------------------------------------------------------------
 
-    def _new_waiting(self) -> _Waiting:
-        waiting = _Waiting(next(self._reply_ids))
+    def begin(self, arrived: Callable[[], None] | None = None) -> Waiting:
+        """Begin to wait for an answer; `end` has to follow."""
+        waiting = Waiting(next(self._reply_ids), arrived)
         self._waiting[waiting.reply_id] = waiting
         return waiting
 
-    def _request(
+    def end(self, waiting: Waiting) -> None:
+        """Wait no longer: an answer that comes now is late."""
+        del self._waiting[waiting.reply_id]
+
+    def _job(
         self,
-        waiting: _Waiting,
+        waiting: Waiting,
         target: Target,
         payload: bytes,
         key_hash: int,
         flags: int,
         deadline: float,
-        what: str,
-    ) -> int:
+    ) -> Job:
         # Too little memory for the answer is better told here than found out by who answers.
         self._inbox.reserve_reply_lane(target.slot)
         self._inbox.reserve_reply_lane(SUPERVISOR_SLOT)
-        job = Job(
+        return Job(
             payload,
             key_hash,
             kind=layout.KIND_CALL,
@@ -253,9 +279,8 @@ class Calls:
             deadline_ns=int(deadline * NS),
             reply_id=waiting.reply_id,
         )
-        return self._sender.send(target, job, deadline - time.monotonic(), what)
 
-    def _await(self, calls: Sequence[_Waiting], deadline: float) -> None:
+    def _await(self, calls: Sequence[Waiting], deadline: float) -> None:
         while any(waiting.answer is None for waiting in calls):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -264,7 +289,7 @@ class Calls:
             self._sender.refresh()  # raises if the supervisor died meanwhile
             self.take_replies()
 
-    def _may_go_on(self, calls: Sequence[_Waiting]) -> bool:
+    def _may_go_on(self, calls: Sequence[Waiting]) -> bool:
         return (
             # What another thread takes is handed over soon; then nobody posts for it any more.
             self._handing_over
@@ -294,9 +319,12 @@ class Calls:
             self.late_replies += 1
             return
         waiting.answer = record.flags, record.payload
+        if waiting.arrived is not None:
+            waiting.arrived()
 
 
-def _answer(member: str, waiting: _Waiting, error: AembusError | None, timed_out: str) -> Answer:
+def answer_of(member: str, waiting: Waiting, error: AembusError | None, timed_out: str) -> Answer:
+    """Return one answer to `call_all`, whatever has become of it."""
     if error is None and waiting.answer is None:
         error = CallTimeout(timed_out)
     if error is not None:

@@ -8,50 +8,65 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
+from aembus.callchain import Chain
 from aembus.errors import AembusError
 from aembus.event import Event, Handler
 from aembus.job import Job
 from aembus.shm.lanes import Record
+from aembus.stages import Stages
 
 _CO_COROUTINE: Final = 0x80  # inspect.CO_COROUTINE; importing `inspect` is not cheap
 
 
 class Begun(NamedTuple):
-    """A handler's coroutine that is to be awaited, and the job that it works on."""
+    """A handler's coroutine that is to be awaited, and the job that it works on.
+
+    chain: who waits for it, if the job is a call.
+    """
 
     coroutine: Coroutine[Any, Any, object]
     event: Event
     record: Record
     job: Job
+    chain: Chain
 
 
 class Coroutines:
-    """The coroutine that the handlers of one bus object have begun, one at most.
+    """The handlers of one bus object that are ``async def``.
 
-    Args:
-        pause: makes the delivery return after the job in hand.
-
-    served: somebody awaits what is begun.
+    start: takes what one of them has begun; set by who serves the bus.
     """
 
-    def __init__(self, pause: Callable[[], None]) -> None:
-        self._pause = pause
-        self._begun: Begun | None = None
-        self.served = False
+    def __init__(self) -> None:
+        self.start: Callable[[Begun], None] | None = None
+
+    @property
+    def served(self) -> bool:
+        """Whether somebody awaits what is begun."""
+        return self.start is not None
 
     def handler(self, function: Handler) -> Handler:
         """Return what the event_struct calls for `function`: itself, if it is a plain one."""
-        code = getattr(getattr(function, "__func__", function), "__code__", None)
-        if code is None or not code.co_flags & _CO_COROUTINE:
-            return function
+        is_async = function.is_async if isinstance(function, Stages) else is_coroutine(function)
+        return AsyncHandler(self, function) if is_async else function
 
-        def begin(event: Event, *data: Any) -> None:
-            self._begin(function, event, data)
 
-        return begin
+class AsyncHandler:
+    """What is delivered to instead of an ``async def``: holds the job and has it awaited.
 
-    def _begin(self, function: Handler, event: Event, data: tuple[Any, ...]) -> None:
-        if not self.served:
+    function: the ``async def``, or Stages around one.
+    """
+
+    __slots__ = ("_coroutines", "function")
+
+    def __init__(self, coroutines: Coroutines, function: Callable[..., Any]) -> None:
+        self._coroutines = coroutines
+        self.function = function
+
+    def __call__(self, event: Event, *data: Any) -> None:
+        """Begin; the result goes another way."""
+        start = self._coroutines.start
+        if start is None:
             raise AembusError(
                 "an `async def` handler needs an event loop: use await bus.serve(), "
                 f"event={event!r}"
@@ -59,12 +74,14 @@ class Coroutines:
         job, record = event.job, event.record
         assert job is not None
         assert record is not None
-        coroutine: Any = function(event, *data)
+        coroutine = self.function(event, *data)
         job.hold()
-        self._begun = Begun(coroutine, event, record, job)
-        self._pause()
+        start(Begun(coroutine, event, record, job, event.call_chain()))
 
-    def take(self) -> Begun | None:
-        """Return what was begun since the last call."""
-        begun, self._begun = self._begun, None
-        return begun
+
+def is_coroutine(function: object) -> bool:
+    """Say whether `function`, which may be a method or a partial, is an ``async def``."""
+    while (inner := getattr(function, "func", None)) is not None:  # of functools.partial
+        function = inner
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return code is not None and bool(code.co_flags & _CO_COROUTINE)

@@ -34,6 +34,10 @@ class JobNotInHand(AembusError):
     """A job cannot be held or completed: it was completed already, or was never held."""
 
 
+class JobFailed(AembusError):
+    """A held job was completed by `job.fail`; a caller finds this as CallFailed.error_type."""
+
+
 class JobTooLarge(AembusError):
     """A job is larger than half a lane.  Nothing was sent."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Final, NamedTuple, Protocol, final
 
+from aembus.callchain import Chain
 from aembus.job import Job
 from aembus.options import EventOptions
 from aembus.shm.lanes import LaneConsumer, Record
@@ -32,6 +34,26 @@ class Owner(Protocol):
 
     def job(self, record: Record, event: Event) -> Job:
         """Return the job that `record` carries."""
+
+    def call_waiters(self) -> tuple[Chain, bool]:
+        """See EventStruct.call_waiters."""
+
+
+class Awaited(NamedTuple):
+    """What an ``async def`` handler works on, also while it awaits something.
+
+    chain: who waits for it, if it is a call.
+    alone: its member delivers nothing meanwhile.
+    """
+
+    event: Event
+    record: Record
+    chain: Chain
+    alone: bool
+
+
+# Where a coroutine of a handler runs, and in the tasks that it starts.
+awaited: Final[ContextVar[Awaited | None]] = ContextVar("awaited", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +146,15 @@ class Event:
     def record(self) -> Record | None:
         """The record of `job`."""
         record = None if self.lane is None else self.lane.in_hand
-        return self._special if record is None else record
+        if record is None:
+            record = self._special
+        if record is None and (work := awaited.get()) is not None and work.event is self:
+            record = work.record
+        return record
+
+    def call_chain(self) -> Chain:
+        """Return who waits for the handler that runs now, if its job is a call."""
+        return self._owner.call_waiters()[0] if self._owner is not None else ()
 
     def stop(self) -> None:
         """Take the event off its wait queue until `start`.  Idempotent.
@@ -161,8 +191,8 @@ class Event:
         if self._control is not None:
             self._control.close(self)
 
-    def work_on(self, record: Record | None) -> None:
-        """Take up the record of `job`, or lay it down (for a handler that is awaited)."""
+    def work_on(self, record: Record) -> None:
+        """Take up the record of `job`, where no lane delivers it."""
         self._special = record
 
     def count_failed(self) -> None:
@@ -175,7 +205,8 @@ class Event:
 
     def statistics(self) -> EventStatistics:
         """Return what the handler did so far in this process."""
-        timings = self.handler.timings() if isinstance(self.handler, Stages) else None
+        stages = getattr(self.handler, "function", self.handler)  # if it is an `async def`
+        timings = stages.timings() if isinstance(stages, Stages) else None
         return EventStatistics(self.delivered, self._failed, self._refused, timings)
 
     def __repr__(self) -> str:

@@ -22,8 +22,8 @@ from aembus import callchain
 from aembus.answers import Answers, Failure, failure_of
 from aembus.callchain import Chain
 from aembus.codec import decode
-from aembus.errors import AembusError, BusBroken, ControlError, JobNotInHand, Refused
-from aembus.event import Event
+from aembus.errors import AembusError, BusBroken, ControlError, JobFailed, JobNotInHand, Refused
+from aembus.event import Event, awaited
 from aembus.held import HeldJobs
 from aembus.job import Job
 from aembus.postponed import Postponed, pause
@@ -167,9 +167,15 @@ class EventStruct:
         """Say whether this is called by a handler."""
         return self._delivering == threading.get_ident()
 
-    def call_chain(self) -> Chain | None:
-        """Return who waits for the handler that calls this; None outside of handlers."""
-        return self._chain if self.in_handler() else None
+    def call_waiters(self) -> tuple[Chain, bool]:
+        """Return who waits for the handler that calls this, and whether this member waits with it.
+
+        It does if it delivers nothing before that handler has ended.
+        """
+        if self.in_handler():
+            return self._chain, True
+        work = awaited.get()
+        return (work.chain, work.alone) if work is not None else ((), False)
 
     # --- what is not finished when its handler has returned --------------------------------------
 
@@ -198,9 +204,11 @@ class EventStruct:
             if failed is None:
                 record.lane.done(record)
                 self._count_delivered(event)
-            else:
+            elif isinstance(failed, JobFailed):
                 log.error("held job of %r failed: %s", event, failed)
-                self._fail(record, event, f"failed: {failed}", Failure("JobFailed", failed))
+                self._fail(record, event, f"failed: {failed}", Failure("JobFailed", str(failed)))
+            else:  # what an `async def` handler has raised
+                self._raised(record, event, failed)
         if settled:
             self._show_unfinished()
         return settled
@@ -223,7 +231,7 @@ class EventStruct:
     def _show_unfinished(self) -> None:
         self._inbox.show_unfinished(len(self._held), len(self._postponed))
 
-    def job(self, record: Record, event: Event) -> Job:
+    def job(self, record: Record, event: Event | None) -> Job:
         """Return the job that `record`, in hand here, carries."""
         return Job(record, self._slot, self._inbox.lane_class(record.lane), event, self)
 
@@ -238,8 +246,8 @@ class EventStruct:
         self._held.hold(record, event)
         self._show_unfinished()
 
-    def complete(self, record: Record, failed: str | None, result: Any = None) -> None:
-        """See Job.done and Job.fail."""
+    def complete(self, record: Record, failed: Exception | None, result: Any = None) -> None:
+        """See Job.done and Job.fail; or take what an awaited handler has raised."""
         if record.kind == layout.KIND_CALL:
             answer = functools.partial(self._answer, record, result)
             self._held.complete(record, failed, answer)
@@ -352,17 +360,21 @@ class EventStruct:
         self._delivered += 1
 
     def _handler_raised(self, record: Record, event: Event | None, error: Exception) -> None:
-        refused = isinstance(error, Refused)
         if event is not None:  # else its handler has closed it
-            if not refused:
-                log.error("handler of %r failed, job=%s", event, event.job, exc_info=error)
             event.lane = event._special = None
-        if refused and self._held.release(record):
-            self._refuse(record, event, error)
-        elif self._held.release(record):
-            self._fail(record, event, HANDLER_RAISED, failure_of(error))
+        if self._held.release(record):
+            self._raised(record, event, error)
         else:  # the job itself was completed before
+            log.error("handler of %r failed", event, exc_info=error)
             self._count_failed(event)
+
+    def _raised(self, record: Record, event: Event | None, error: Exception) -> None:
+        if isinstance(error, Refused):
+            self._refuse(record, event, error)
+            return
+        job = self.job(record, event)
+        log.error("handler of %r failed, job=%s", event, job, exc_info=error)
+        self._fail(record, event, HANDLER_RAISED, failure_of(error))
 
     def _refuse(self, record: Record, event: Event | None, error: Exception) -> None:
         self._refused += 1

@@ -25,7 +25,7 @@ class Completed(NamedTuple, Generic[E]):
 
     record: Record
     event: E
-    failed: str | None
+    failed: Exception | None
 
 
 class HeldJobs(Generic[E]):
@@ -60,7 +60,7 @@ class HeldJobs(Generic[E]):
             record.lane.hold(record)
 
     def complete(
-        self, record: Record, failed: str | None, answer: Callable[[E], None] | None = None
+        self, record: Record, failed: Exception | None, answer: Callable[[E], None] | None = None
     ) -> None:
         """Take what a held job came to; see Job.done and Job.fail.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, NoReturn, Protocol, final
 
+from aembus.errors import JobFailed
 from aembus.shm.lanes import Record
 
 
@@ -22,7 +23,7 @@ class Keeper(Protocol):
     def hold(self, record: Record, event: Any) -> None:
         """See Job.hold."""
 
-    def complete(self, record: Record, failed: str | None, result: Any = None) -> None:
+    def complete(self, record: Record, failed: Exception | None, result: Any = None) -> None:
         """See Job.done and Job.fail."""
 
 
@@ -99,7 +100,11 @@ class Job:
 
         Raises: as `done` does.
         """
-        self._keeper.complete(self._record, reason)
+        self._keeper.complete(self._record, JobFailed(reason))
+
+    def raised(self, error: Exception) -> None:
+        """Complete a held job with what its handler raised (for who awaits the handler)."""
+        self._keeper.complete(self._record, error)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

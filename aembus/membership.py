@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aembus.answers import Answers
 from aembus.calls import Calls
@@ -22,6 +22,9 @@ from aembus.shm.doorbell import PipeBell
 from aembus.shm.inbox import Inbox, inbox_role
 from aembus.shm.lanes import Record
 from aembus.shm.registry import RegistryReader
+
+if TYPE_CHECKING:
+    from aembus.awaiting import Awaiting
 
 log = logging.getLogger("aembus")
 
@@ -56,6 +59,7 @@ class Membership:
         self.broken = False
         self.replaced = False
         self._pipe_bell: PipeBell | None = None
+        self._awaiting: Awaiting | None = None
         self._sender: Sender | None = None
         self.control = ControlClient(bus, self._handle_push, functools.partial(on_broken, self))
         try:
@@ -92,7 +96,7 @@ class Membership:
                 Answers(self.sender, waits=True),
             )
             self.calls = Calls(
-                self.sender, self.inbox, self.incarnation, self.event_struct.call_chain
+                self.sender, self.inbox, self.incarnation, self.event_struct.call_waiters
             )
             # Until this process has timers of its own, expiries are those of a predecessor's.
             self.event_struct.on_kind(layout.KIND_TIMER, lambda record: None)
@@ -132,6 +136,29 @@ class Membership:
             self.inbox.take_bell(self._pipe_bell)
         return self._pipe_bell
 
+    def awaiting(self) -> Awaiting:
+        """Return what can be awaited in the running event loop.
+
+        The first time it asks the supervisor for a doorbell with a descriptor.
+        Raises: AembusError if another event loop awaits something of this bus.
+        """
+        import asyncio
+
+        from aembus.awaiting import Awaiting
+        from aembus.listening import LoopListener
+
+        awaiting, loop = self._awaiting, asyncio.get_running_loop()
+        if awaiting is None or awaiting.listener.loop is not loop:
+            if awaiting is not None and awaiting.listener.is_used:
+                raise AembusError(
+                    "another event loop serves this bus or awaits something of it; use one loop "
+                    f"for one bus object, bus={self._bus!r}"
+                )
+            self.sender.refresh()  # raises if nothing can be sent
+            listener = LoopListener(self.sender, self.inbox, self.calls, self.take_pipe_bell())
+            awaiting = self._awaiting = Awaiting(self.sender, self.calls, listener)
+        return awaiting
+
     def counter(self, name: str) -> int:
         """Return the index of the member's counter of this name.  Raises ControlError."""
         index: int = self.control.request("counter", name=name)["index"]
@@ -157,6 +184,8 @@ class Membership:
         Threads that wait here are told, and the last of them lets go of what they waited on.
         """
         self.sender.close()
+        if self._awaiting is not None:
+            self._awaiting.listener.close()
         self.control.close()
         self.inbox.close()
         self.reader.close()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from aembus.calls import Answer, Calls
 from aembus.codec import NOT_PLAIN, encode, encode_plain, encode_rich, key_hash
+from aembus.coroutines import is_coroutine
 from aembus.sender import FULL, IN_TURN, Sender
 
 if TYPE_CHECKING:
+    from aembus.awaiting import Awaiting
     from aembus.typed import Shape
-
-LOOK_FIRST_S: Final = 0.0005  # between two looks for room of `activate_async`
-LOOK_MAX_S: Final = 0.01
 
 _T = TypeVar("_T")
 
@@ -24,11 +22,14 @@ _T = TypeVar("_T")
 class ActivationPoint:
     """One point of one bus; get it from `Bus.point` and keep it where activations are frequent."""
 
-    __slots__ = ("_calls", "_route", "_sender", "name")
+    __slots__ = ("_awaiting", "_calls", "_route", "_sender", "name")
 
-    def __init__(self, name: str, sender: Sender, calls: Calls) -> None:
+    def __init__(
+        self, name: str, sender: Sender, calls: Calls, awaiting: Callable[[], Awaiting]
+    ) -> None:
         self.name = name
         self._calls = calls
+        self._awaiting = awaiting
         self._sender = sender
         self._route = sender.route(name)
 
@@ -118,26 +119,47 @@ class ActivationPoint:
     ) -> int:
         """Like `activate`, but let the event loop go on while there is no room.
 
-        It looks for room again and again, so who waits in `activate` may be first.  When this is
-        cancelled, nothing was sent.
+        Those who await room in one event loop get it in the order in which they came.  When this
+        is cancelled, nothing was sent.  The first one in a process that has to wait asks the
+        supervisor for a doorbell that a loop can watch.
+
+        Raises: as `activate` does; AembusError if another event loop uses this bus object.
         """
-        import asyncio
-
         hashed = IN_TURN if key is None else key_hash(key)
-        payload = encode(data)
-        deadline = time.monotonic() + timeout
-        pause_s = LOOK_FIRST_S
-        while time.monotonic() < deadline:
-            jobs = self._sender.try_activate(self._route, payload, hashed)
-            if jobs != FULL:
-                return jobs
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LOOK_MAX_S)
-        return self._sender.activate(self._route, payload, hashed, 0.0)
+        awaiting = self._awaiting()
+        return await awaiting.activate(self._route, encode(data), hashed, timeout)
 
-    def rebind(self, sender: Sender, calls: Calls) -> None:
+    async def call_async(
+        self,
+        *data: Any,
+        key: str | bytes | int | None = None,
+        timeout: float = 5.0,  # noqa: ASYNC109  # as `call` has it
+        redeliver: bool = False,
+    ) -> Any:
+        """Like `call`, but let the event loop go on while there is no room, and no answer.
+
+        Thousands of calls may be under way at once.  It works in any event loop: also where the
+        bus is not served, or is run by another thread.  When this is cancelled, the handler may
+        run all the same; its answer is dropped and counted, as one that comes late.
+
+        Raises: as `call` does; AembusError if another event loop uses this bus object.
+        """
+        hashed = IN_TURN if key is None else key_hash(key)
+        awaiting = self._awaiting()
+        return await awaiting.call(self.name, encode(data), hashed, timeout, redeliver)
+
+    async def call_all_async(
+        self,
+        *data: Any,
+        timeout: float = 5.0,  # noqa: ASYNC109  # as `call_all` has it
+    ) -> list[Answer]:
+        """Like `call_all`, but let the event loop go on; see `call_async`."""
+        return await self._awaiting().call_all(self.name, encode(data), timeout)
+
+    def rebind(self, sender: Sender, calls: Calls, awaiting: Callable[[], Awaiting]) -> None:
         """Activate through another sender from now on (the bus does, when it has joined again)."""
         self._calls = calls
+        self._awaiting = awaiting
         # In this order: the old sender refuses any route, the new one must not see an old one.
         self._route = sender.route(self.name)
         self._sender = sender
@@ -185,6 +207,44 @@ class TypedPoint(Generic[_T]):
         """Like `activate`, but return False at once if a concerned inbox is full."""
         return self._point.try_activate(self._shape.to_data(data), key=key)
 
+    async def activate_async(
+        self,
+        data: _T,
+        *,
+        key: str | bytes | int | None = None,
+        timeout: float = 1.0,  # noqa: ASYNC109
+    ) -> int:
+        """Like `activate`, as `ActivationPoint.activate_async` does."""
+        sent = self._shape.to_data(data)
+        return await self._point.activate_async(sent, key=key, timeout=timeout)
+
+    def call(
+        self,
+        data: _T,
+        *,
+        key: str | bytes | int | None = None,
+        timeout: float = 5.0,
+        redeliver: bool = False,
+    ) -> Any:
+        """Call the one concerned event, as `ActivationPoint.call` does; the answer is not checked.
+
+        Raises: DataMismatch if `data` or one of its fields is of another type; nothing was sent.
+        """
+        sent = self._shape.to_data(data)
+        return self._point.call(sent, key=key, timeout=timeout, redeliver=redeliver)
+
+    async def call_async(
+        self,
+        data: _T,
+        *,
+        key: str | bytes | int | None = None,
+        timeout: float = 5.0,  # noqa: ASYNC109
+        redeliver: bool = False,
+    ) -> Any:
+        """Like `call`, as `ActivationPoint.call_async` does."""
+        sent = self._shape.to_data(data)
+        return await self._point.call_async(sent, key=key, timeout=timeout, redeliver=redeliver)
+
     def handler(self, handler: Callable[[Any, _T], object]) -> Callable[..., object]:
         """Return what to register for `handler`: it raises DataMismatch for what does not fit."""
         return typed_handler(self._shape, handler)
@@ -196,6 +256,14 @@ class TypedPoint(Generic[_T]):
 def typed_handler(shape: Shape[_T], handler: Callable[[Any, _T], object]) -> Callable[..., object]:
     """Return what gets a job's data, makes them the instance that `handler` gets, and calls it."""
     from_data = shape.from_data
+    if is_coroutine(handler):
+        awaitable: Callable[..., Any] = handler
+
+        @functools.wraps(handler)
+        async def typed_async(event: Any, *data: Any) -> object:
+            return await awaitable(event, from_data(data))
+
+        return typed_async
 
     @functools.wraps(handler)
     def typed(event: Any, *data: Any) -> object:

@@ -35,11 +35,6 @@ class Awaited:
         ]
         self._before = self._consumed()
 
-    @property
-    def slots(self) -> list[int]:
-        """Whose lanes these are."""
-        return [slot for slot, _ in self.lanes]
-
     def _consumed(self) -> list[int]:
         return [peer.consumed(self._lane_class) for peer in self._peers]
 

@@ -150,6 +150,15 @@ class Sender:
             )
         return jobs
 
+    def try_activate_chosen(self, route: Route, chosen: int, payload: bytes, key_hash: int) -> int:
+        """Like `try_activate`, but with no turn taken: `chosen` picks the member of each group."""
+        job = Job(payload, key_hash)
+        return self._publish(self._pick_chosen, (route, chosen), job, layout.CLASS_NORMAL)
+
+    def chosen(self, route: Route, chosen: int) -> Sequence[Target]:
+        """Return the events that `try_activate_chosen` would wake."""
+        return self._pick_chosen((route, chosen), Job(b""))
+
     def try_send(self, target: Target, job: Job, lane_class: int = layout.CLASS_NORMAL) -> int:
         """Send to one member; return 1, or 0 if it is not on the bus, or FULL."""
         return self._publish(self._one, target, job, lane_class)
@@ -433,12 +442,8 @@ class Sender:
         deadline = time.monotonic() + timeout_s
         while True:
             with self._gate.lock:
-                peers = [
-                    peer
-                    for t in pick(subject, job)
-                    if (peer := self._peers.get(t.slot)) and peer.open_lane(lane_class)
-                ]
-                awaited = Awaited(peers, lane_class)
+                targets = pick(subject, job)
+                awaited = self._awaited(targets, lane_class)
             if timeout_s > 0:
                 self._room_waiters.look(awaited.has_come)
             with self._room_waiters.flags_raised(awaited.lanes, lane_class):
@@ -447,12 +452,37 @@ class Sender:
                     return jobs
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
-                    raise InboxFull(
-                        "no room within the time-out, nothing was sent; wait longer (timeout=), "
-                        "add workers, or give the supervisor larger lanes (lane_bytes), "
-                        f"for={what!r}, timeout_s={timeout_s}, slots={awaited.slots}"
-                    )
+                    raise self.no_room(what, timeout_s, targets)
                 self._wait(lambda: self.refuses or awaited.has_come(), left_s)  # noqa: B023
+
+    def _awaited(self, targets: Sequence[Target], lane_class: int) -> Awaited:
+        # Call it with the lock.
+        peers = [
+            peer
+            for target in targets
+            if (peer := self._peers.get(target.slot)) and peer.open_lane(lane_class)
+        ]
+        return Awaited(peers, lane_class)
+
+    @contextlib.contextmanager
+    def room_wanted(self, targets: Sequence[Target]) -> Iterator[Callable[[], bool]]:
+        """Have this process's doorbell posted when there is room in the normal lanes to `targets`.
+
+        Yields what says whether it has come, for who waits by itself.  Try again inside of the
+        block before that: it may have come just before.
+        """
+        with self._gate.lock:
+            awaited = self._awaited(targets, layout.CLASS_NORMAL)
+        with self._room_waiters.flags_raised(awaited.lanes, layout.CLASS_NORMAL):
+            yield lambda: self.refuses or awaited.has_come()
+
+    def no_room(self, what: str, timeout_s: float, targets: Sequence[Target]) -> InboxFull:
+        """Return what to raise when the time-out is over."""
+        return InboxFull(
+            "no room within the time-out, nothing was sent; wait longer (timeout=), "
+            "add workers, or give the supervisor larger lanes (lane_bytes), "
+            f"for={what!r}, timeout_s={timeout_s}, slots={[target.slot for target in targets]}"
+        )
 
     def forget_parent(self, error: AembusError) -> None:
         """Make this copy, in a forked child, refuse everything; the parent's lanes stay as is."""

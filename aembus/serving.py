@@ -1,7 +1,8 @@
 """Serving: jobs are delivered in an asyncio event loop, between whatever else runs there.
 
-The doorbell is a descriptor that the loop watches, so no thread is needed.  A handler may be an
-``async def``: the next job begins when it has ended, or has failed.  Meanwhile its job is held.
+The doorbell is a descriptor that the loop watches (`aembus.listening`), so no thread is needed.  A
+handler may be an ``async def``: its job is held until it has ended, or has failed.  So many of them
+as `concurrency` says run at once, and while they do nothing else is begun.
 
 asyncio is imported here, and this by who serves: a bare worker loads neither.
 """
@@ -9,14 +10,15 @@ asyncio is imported here, and this by who serves: a bare worker loads neither.
 from __future__ import annotations
 
 import asyncio
-import threading
-import traceback
-from collections.abc import Callable
+import contextlib
+import functools
 from typing import Final
 
 from aembus.coroutines import Begun, Coroutines
-from aembus.runner import Runner, log
-from aembus.shm.doorbell import PipeBell
+from aembus.errors import BusBroken, BusClosed, JobNotInHand
+from aembus.event import Awaited, awaited
+from aembus.listening import LoopListener
+from aembus.runner import Runner
 from aembus.shm.inbox import SLEEP_S_MAX, Inbox
 
 TURN_END_S: Final = 0.0  # between two turns, whatever else is ready in the loop gets its own
@@ -27,80 +29,134 @@ class Server:
 
     Args:
         runner, inbox: the member's.
-        bell: the inbox's, a pipe.
-        coroutines: what its ``async def`` handlers have begun.
+        listener: hears its bell.
+        coroutines: its handlers that are ``async def``.
+        concurrency: how many of their jobs may be under way at once.
     """
 
     def __init__(
-        self, runner: Runner, inbox: Inbox, bell: PipeBell, coroutines: Coroutines
+        self,
+        runner: Runner,
+        inbox: Inbox,
+        listener: LoopListener,
+        coroutines: Coroutines,
+        concurrency: int,
     ) -> None:
         self._runner = runner
         self._inbox = inbox
-        self._bell = bell
+        self._listener = listener
         self._coroutines = coroutines
-        self._rung = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self.thread = threading.get_ident()
+        self._concurrency = concurrency
+        self._begun: Begun | None = None  # what is awaited here, if nothing else may run
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         """Deliver until the runner is stopped, or this is cancelled."""
-        self._loop.add_reader(self._bell.descriptor, self._handle_bell)
-        self._inbox.listen(self)
-        self._coroutines.served = True
-        try:
-            while not self._runner.is_stopping:
-                self._rung.clear()
+        self._coroutines.start = self._start
+        with self._listener as listener:
+            listener.delivers = True
+            try:
+                await self._serve(listener)
+                while self._tasks:
+                    await self._until_one_has_ended()
+            finally:
+                await self._cancel()
+                self._coroutines.start = None
+                listener.delivers = False
                 self._inbox.answer_bell()
-                handled = self._runner.deliver()
-                begun = self._coroutines.take()
-                if begun is not None:
-                    await self._finish(begun)
-                    self._runner.go_on()
-                elif handled:
-                    await asyncio.sleep(TURN_END_S)
-                elif self._inbox.announce_sleep(self._runner.has_work):
-                    await self._sleep()
-        finally:
-            self._coroutines.served = False
-            self._loop.remove_reader(self._bell.descriptor)
-            self._inbox.listen(None)
+                self._runner.go_on()
+                listener.look()
+
+    async def _serve(self, listener: LoopListener) -> None:
+        runner = self._runner
+        while not runner.is_stopping:
+            listener.rung.clear()
             self._inbox.answer_bell()
-            self._runner.go_on()
+            handled = listener.take_turn(runner.deliver)
+            listener.look()
+            begun, self._begun = self._begun, None
+            if begun is not None:
+                self._leave_bell(True)
+                await self._finish(begun)
+                self._leave_bell(False)
+                runner.go_on()
+            elif len(self._tasks) >= self._concurrency:
+                await self._until_one_has_ended()
+                runner.go_on()
+            elif handled:
+                await asyncio.sleep(TURN_END_S)  # what was begun comes to its first `await`
+                runner.go_on()
+            elif self._inbox.announce_sleep(self._has_work):
+                await self._sleep()
+
+    def _has_work(self) -> bool:
+        return self._runner.has_work() or self._listener.has_come()
+
+    def _leave_bell(self, leave: bool) -> None:
+        # While nothing is delivered, the bell rings for what the handlers await.
+        self._listener.delivers = not leave
+        if leave:
+            self._listener.look()
+
+    # --- handlers that are awaited ----------------------------------------------------------------
+
+    def _start(self, begun: Begun) -> None:
+        self._runner.pause()  # what comes next begins after it
+        if self._concurrency == 1:
+            self._begun = begun  # cheaper than a task of its own
+            return
+        task = self._listener.loop.create_task(self._finish(begun))
+        self._tasks.add(task)
+        task.add_done_callback(self._handle_end)
+
+    def _handle_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._listener.rung.set()
+
+    async def _until_one_has_ended(self) -> None:
+        self._leave_bell(True)
+        try:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._leave_bell(False)
 
     async def _finish(self, begun: Begun) -> None:
         # What is no Exception passes, and leaves the job in hand; a cancellation is one of these.
-        event = begun.event
-        event.work_on(begun.record)
+        event, record = begun.event, begun.record
+        token = awaited.set(Awaited(event, record, begun.chain, self._concurrency == 1))
         try:
-            await begun.coroutine
-        except Exception as error:
-            log.exception("handler of %r failed, job=%s", event, begun.job)
-            reason = "".join(traceback.format_exception_only(error)).strip()
-            begun.job.fail(f"its handler raised {reason}")
-        else:
-            begun.job.done()
+            try:
+                result = await begun.coroutine
+            except Exception as error:
+                complete = functools.partial(begun.job.raised, error)
+            else:
+                complete = functools.partial(begun.job.done, result)
+            # The handler may have completed its job itself; and if the bus is gone, others tell.
+            with contextlib.suppress(JobNotInHand, BusBroken, BusClosed):
+                complete()
         finally:
-            event.work_on(None)
+            awaited.reset(token)
 
-    def _handle_bell(self) -> None:
-        self._inbox.answer_bell()
-        self._rung.set()
+    async def _cancel(self) -> None:
+        if self._begun is not None:
+            self._begun.coroutine.close()
+            self._begun = None
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # --- sleeping ---------------------------------------------------------------------------------
 
     async def _sleep(self) -> None:
+        loop, rung = self._listener.loop, self._listener.rung
         bound_s = min(SLEEP_S_MAX, self._runner.due_in_s())
-        timer = self._loop.call_later(bound_s, self._rung.set)
+        timer = loop.call_later(bound_s, rung.set)
         try:
             watching = not self._inbox.has_records()
-            until = self._loop.time() + bound_s
-            await self._rung.wait()
-            by_bound = watching and self._loop.time() >= until
+            until = loop.time() + bound_s
+            await rung.wait()
+            by_bound = watching and loop.time() >= until
             self._inbox.watch_for_lost_posts(by_bound and self._inbox.has_records())
         finally:
             timer.cancel()
-
-    def wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
-        """See shm.inbox.Listener: what blocks the loop hears the bell in its place."""
-        try:
-            return self._inbox.wait_for_bell(ready, timeout_s)
-        finally:
-            self._rung.set()

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import aembus
-from tests.support.running import adds_up, statistics
+from tests.support.loops import loop_runners, make_lasting_descriptors
+from tests.support.running import adds_up, statistics, until
 
 LIMIT_S = 30.0
 Main = Coroutine[Any, Any, None]
@@ -24,22 +25,15 @@ def bus(bus_name: str, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def uvloop_descriptors() -> None:
-    """Have uvloop make, before any test, the pipe that it keeps for the rest of the process."""
-    try:
-        import uvloop
-    except ImportError:
-        return
-    uvloop.run(asyncio.sleep(0))
+def lasting_descriptors() -> None:
+    """See make_lasting_descriptors."""
+    make_lasting_descriptors()
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=loop_runners())
 def run(request: pytest.FixtureRequest) -> Callable[[Main], None]:
     """What runs a coroutine to its end, in a loop of either kind."""
-    if request.param == "asyncio":
-        return asyncio.run
-    uvloop = pytest.importorskip("uvloop")
-    runner: Callable[[Main], None] = uvloop.run
+    runner: Callable[[Main], None] = request.param
     return runner
 
 
@@ -245,3 +239,110 @@ def test_a_coroutine_needs_a_loop(bus: str) -> None:
         assert statistics(bus)["totals"]["dead_lettered"] == 1
         member.activate("p")
         asyncio.run(asyncio.wait_for(member.serve(), LIMIT_S))
+
+
+def test_concurrency_lets_others_go_on(bus: str, run: Callable[[Main], None]) -> None:
+    """With concurrency=2 a slow coroutine delays nobody; two slow ones do; each has its own job."""
+    seen: list[str] = []
+
+    async def main(member: aembus.Bus) -> None:
+        go = asyncio.Event()
+        running = 0
+
+        async def slow(event: aembus.Event, number: int) -> None:
+            nonlocal running
+            running += 1
+            assert event.job is not None
+            before = event.job.identity
+            seen.append(f"slow {number}")
+            await go.wait()
+            assert event.job is not None
+            assert event.job.identity == before
+            running -= 1
+            if number == 3:
+                member.stop()
+
+        member.register("slow", slow)
+        member.register("plain", lambda event, number: seen.append(f"plain {number}"))
+        for number in range(4):
+            member.activate("slow", number)
+            member.activate("plain", number)
+        task = asyncio.create_task(member.serve(concurrency=2))
+        while running < 2:  # noqa: ASYNC110  # whole rounds of the loop
+            await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert seen == ["slow 0", "plain 0", "slow 1"]
+        go.set()
+        await ended(task)
+
+    with aembus.connect(bus) as member:
+        with pytest.raises(ValueError, match="concurrency=0"):
+            asyncio.run(member.serve(concurrency=0))
+        run(main(member))
+        assert [s for s in seen if s[0] == "s"] == [f"slow {n}" for n in range(4)]
+        assert seen[:3] == ["slow 0", "plain 0", "slow 1"]
+        until("the rest", lambda: member.poll() or statistics(bus)["totals"]["queued"] == 0)
+        assert adds_up(statistics(bus)["totals"])
+
+
+def test_cancelling_cancels_all_handlers_that_are_awaited(
+    bus: str, run: Callable[[Main], None]
+) -> None:
+    """Their jobs stay in hand, and serving ends when they have."""
+    ends: list[int] = []
+
+    async def main(member: aembus.Bus) -> None:
+        running = 0
+
+        async def endless(event: aembus.Event, number: int) -> None:
+            nonlocal running
+            running += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ends.append(number)
+
+        member.register("endless", endless)
+        for number in range(3):
+            member.activate("endless", number)
+        task = asyncio.create_task(member.serve(concurrency=8))
+        while running < 3:  # noqa: ASYNC110  # whole rounds of the loop
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert sorted(ends) == [0, 1, 2]
+        assert member.event_struct.statistics().held == 3
+
+    with aembus.connect(bus) as member:
+        run(main(member))
+
+
+def test_a_concurrent_handler_that_raises_is_tried_again(
+    bus: str, run: Callable[[Main], None]
+) -> None:
+    """As serially: retries, then a dead letter; the others are not disturbed."""
+    attempts: list[int] = []
+
+    async def main(member: aembus.Bus) -> None:
+        async def fail(event: aembus.Event) -> None:
+            assert event.job is not None
+            attempts.append(event.job.attempt)
+            await asyncio.sleep(0)
+            raise RuntimeError("on purpose")
+
+        member.register("p", fail, retries=1, backoff=0.01)
+        member.activate("p")
+        member.activate("p")
+        task = asyncio.create_task(member.serve(concurrency=4))
+        deadline = time.monotonic() + LIMIT_S
+        while statistics(bus)["totals"]["dead_lettered"] < 2:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        member.stop()
+        await ended(task)
+
+    with aembus.connect(bus) as member:
+        run(main(member))
+    assert sorted(attempts) == [1, 1, 2, 2]

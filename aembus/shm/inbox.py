@@ -302,7 +302,23 @@ class Inbox:
         It calls `answer_bell` then, which wakes the other threads, and `announce_sleep` when there
         is nothing left to do.  None: as before.
         """
-        self._listener = listener
+        if listener is not None:
+            self._listener = listener
+            if self._waiting:  # a thread that sleeps by itself leaves that to the listener
+                for bell in self._bells:
+                    bell.post()
+            return
+        if not self._closed:
+            self.end_sleep()
+        self._listener = None
+        if self._closed:
+            self._release_when_unused()
+        self._wake_others()
+
+    @property
+    def is_listened_to(self) -> bool:
+        """Whether there is a listener."""
+        return self._listener is not None
 
     def answer_bell(self) -> None:
         """Take the posts back, for the thread that listens, and have those who wait look again."""
@@ -338,6 +354,8 @@ class Inbox:
                     self.watch_for_lost_posts(False)
         finally:
             self.end_sleep()
+            if not self._may_sleep():  # a listener came meanwhile, and may have announced a sleep
+                self._bell.post()
 
     def wake(self) -> None:
         """Make whoever waits look again, since something other than a lane has changed."""
@@ -427,7 +445,7 @@ class Inbox:
 
     def _release_when_unused(self) -> None:
         # Who comes into `_waiting` from now on sees that it is closed, and touches nothing.
-        if self._waiting:
+        if self._waiting or self._listener is not None:
             return
         try:
             release = self._unreleased.pop()

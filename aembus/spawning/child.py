@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from aembus import callchain
 from aembus.answers import failure_of
+from aembus.callchain import Chain
 from aembus.codec import decode, encode
 from aembus.errors import AembusError, JobNotInHand, Refused
 from aembus.event import Event
@@ -69,6 +70,10 @@ class Member:
         """Return the job."""
         return Job(record, self._task.slot, self._task.lane_class, event, self)
 
+    def call_waiters(self) -> tuple[Chain, bool]:
+        """Return that nobody waits: a child is on no bus, and calls nobody."""
+        return (), False
+
     def hold(self, record: Any, event: Any) -> NoReturn:
         """Refuse: see JobNotInHand's text."""
         raise JobNotInHand(
@@ -76,7 +81,7 @@ class Member:
             f"held, event={event!r}"
         )
 
-    def complete(self, record: Any, failed: str | None, result: Any = None) -> NoReturn:
+    def complete(self, record: Any, failed: Exception | None, result: Any = None) -> NoReturn:
         """Refuse: see JobNotInHand's text."""
         raise JobNotInHand(
             "the job of an event with spawn=True is done when its handler returns, and fails when "

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from aembus.coroutines import is_coroutine
 from aembus.event import Event, Handler
 from aembus.options import EventOptions
 from aembus.spawning.references import Reference, reference_to, resolve
@@ -109,7 +110,9 @@ def make_event(recipe: Recipe) -> Event:
         from aembus.typed import Shape
 
         handler = typed_handler(Shape(recipe.point, resolve(recipe.data)), handler)
-    stages = [None if r is None else resolve(r) for r in (recipe.constructor, recipe.destructor)]
-    if any(stages):
-        handler = Stages(handler, *stages)
+    constructor, destructor = (
+        None if r is None else resolve(r) for r in (recipe.constructor, recipe.destructor)
+    )
+    if constructor is not None or destructor is not None:
+        handler = Stages(handler, constructor, destructor, is_coroutine(handler))
     return Event(recipe.point, handler, EventOptions(name=recipe.name, group=recipe.group))

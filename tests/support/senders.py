@@ -44,7 +44,12 @@ class Registry:
             [slot, 1, inbox_id, "client", "", 0, "running"]
             for slot, inbox_id in self.members.items()
         ]
-        points = {POINT: [list(registration) for registration in self.registrations]}
+        points = {
+            POINT: [
+                [event_id, slot, {} if group is None else {"group": group}]
+                for event_id, slot, group in self.registrations
+            ]
+        }
         document = {"members": members, "points": points, "services": []}
         return self.words[self.generation_word], document
 
