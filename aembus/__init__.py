@@ -45,6 +45,8 @@ from aembus.events import EventStructStatistics as EventStructStatistics
 from aembus.job import Identity as Identity
 from aembus.job import Job as Job
 from aembus.killpoints import killpoint as killpoint
+from aembus.options import Full as Full
+from aembus.options import Policy as Policy
 from aembus.points import ActivationPoint as ActivationPoint
 from aembus.points import TypedPoint as TypedPoint
 from aembus.stages import Timings as Timings
@@ -78,6 +80,7 @@ __all__ = [
     "EventStruct",
     "EventStructStatistics",
     "ForkedBusError",
+    "Full",
     "Identity",
     "InboxFull",
     "Job",
@@ -89,6 +92,7 @@ __all__ = [
     "OpenError",
     "OutOfSharedMemory",
     "PermissionRefused",
+    "Policy",
     "Refused",
     "RegistrationError",
     "ServiceError",

@@ -90,15 +90,15 @@ class Answers:
         if not header[_FLAGS] & layout.FLAG_WANTS_REPLY:
             return
         job = Job(payload, kind=layout.KIND_REPLY, flags=flags, reply_id=header[_REPLY_ID])
-        target = Target(slot, 0)
+        target = Target(slot, 0, layout.CLASS_REPLY)
         try:
             member = self._sender.refresh().members.get(slot)
             if member is None or member.incarnation != header[_INCARNATION]:
                 return
-            sent = self._sender.try_send(target, job, layout.CLASS_REPLY)
+            sent = self._sender.try_send(target, job)
             if sent == FULL and self._waits:
                 left_s = (header[_DEADLINE_NS] - time.monotonic_ns()) / NS
-                self._sender.send(target, job, left_s, "an answer", layout.CLASS_REPLY)
+                self._sender.send(target, job, left_s, "an answer")
             elif sent == FULL:
                 log.error("slot %d does not take its answers; one is dropped", slot)
         except JobTooLarge:

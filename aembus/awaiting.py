@@ -16,8 +16,9 @@ from typing import Any
 from aembus.calls import MEMBER_GONE, Answer, Calls, Waiting, answer_of
 from aembus.errors import AembusError, CallFailed, CallTimeout
 from aembus.listening import LoopListener
+from aembus.options import WAIT
 from aembus.routing import Target
-from aembus.sender import FULL, IN_TURN, Route, Sender
+from aembus.sender import FAILS, FULL, IN_TURN, LOOK_AGAIN_S, Job, Route, Sender
 from aembus.shm import layout
 
 
@@ -33,25 +34,24 @@ class Awaiting:
         self._sender = sender
         self._calls = calls
         self.listener = listener
-        self._queues: dict[object, asyncio.Lock] = {}  # who waits for room, by route or slot
+        self._queues: dict[object, asyncio.Lock] = {}  # who waits for room, by route or lane
 
     async def activate(
         self,
         route: Route,
-        payload: bytes,
-        key_hash: int,
+        job: Job,
         timeout_s: float,
     ) -> int:
         """See ActivationPoint.activate_async."""
-        attempt = functools.partial(self._sender.try_activate, route, payload, key_hash)
+        attempt = functools.partial(self._sender.try_activate_with, route, job)
         jobs = FULL if self._is_waited_for(route) else attempt()
-        if jobs != FULL:
+        if jobs >= 0:
             return jobs
-        chosen = route.turn if key_hash == IN_TURN else key_hash  # as Sender.activate
-        attempt = functools.partial(
-            self._sender.try_activate_chosen, route, chosen, payload, key_hash
-        )
-        targets = functools.partial(self._sender.chosen, route, chosen)
+        chosen = route.turn if job.key_hash == IN_TURN else job.key_hash  # as Sender.activate
+        targets = functools.partial(self._sender.chosen, route, chosen, job)
+        if jobs == FAILS:
+            raise self._sender.no_room(route.point, 0.0, targets())
+        attempt = functools.partial(self._sender.try_activate_chosen, route, chosen, job)
         return await self._when_room(route, attempt, targets, timeout_s, route.point)
 
     async def call(
@@ -125,10 +125,13 @@ class Awaiting:
     async def _send(
         self, target: Target, send: Callable[[], int], deadline: float, what: str
     ) -> int:
-        sent = FULL if self._is_waited_for(target.slot) else send()
+        queue = target.slot, target.lane_class
+        sent = FULL if self._is_waited_for(queue) else send()
         if sent == FULL:
+            if target.full != WAIT:
+                raise self._sender.no_room(what, 0.0, (target,))
             left_s = deadline - time.monotonic()
-            sent = await self._when_room(target.slot, send, lambda: (target,), left_s, what)
+            sent = await self._when_room(queue, send, lambda: (target,), left_s, what)
         return sent
 
     def _is_waited_for(self, queue: object) -> bool:
@@ -143,7 +146,7 @@ class Awaiting:
         timeout_s: float,
         what: str,
     ) -> int:
-        # `queue` is the route or the slot: whoever waits in the same one goes first.
+        # `queue` is the route or the lane: whoever waits in the same one goes first.
         lock = self._queues.setdefault(queue, asyncio.Lock())
         with self.listener:
             try:
@@ -153,7 +156,11 @@ class Awaiting:
                             jobs = attempt()
                             if jobs != FULL:
                                 break
-                            await self.listener.until_room(has_come)
-                    return jobs
+                            with contextlib.suppress(TimeoutError):
+                                async with asyncio.timeout(LOOK_AGAIN_S):
+                                    await self.listener.until_room(has_come)
             except TimeoutError:
                 raise self._sender.no_room(what, timeout_s, targets()) from None
+        if jobs == FAILS:
+            raise self._sender.no_room(what, 0.0, targets())
+        return jobs

@@ -28,7 +28,7 @@ from aembus.event import Event, EventStatistics, Handler
 from aembus.events import EventStruct, EventStructStatistics
 from aembus.masking import masked
 from aembus.membership import Membership
-from aembus.options import EventOptions
+from aembus.options import EventOptions, Full, Policy
 from aembus.points import ActivationPoint, TypedPoint
 from aembus.registrations import Registrations
 from aembus.routing import ServiceVersion
@@ -179,6 +179,9 @@ class Bus:
         handler: Handler,
         *,
         group: str | None = None,
+        policy: Policy = "round_robin",
+        full: Full = "wait",
+        urgent: bool = False,
         name: str | None = None,
         once: bool = False,
         redeliver: bool = True,
@@ -196,6 +199,17 @@ class Bus:
                 an ``async def`` where the bus is served (`serve`): the next job begins when it
                 has ended.
             group: the events of one group share the activations; without one, each gets all.
+            policy: who of the group gets an activation without a key: "round_robin", the next in
+                turn, or "least_loaded", whoever's inbox has the fewest jobs, those in hand
+                included, whoever sent them.  The same for all of a group.
+            full: what an activation does if there is no room for it in this member's inbox:
+                "wait", and raise InboxFull at its time-out; "fail", raise InboxFull at once;
+                "drop", let this event go without, counted (`dropped` in the statistics), so that
+                it slows nobody down.  Calls do not wait for "fail" and "drop".  Services, which
+                cannot wait, keep what they send to "wait" and "fail" until there is room.
+            urgent: its jobs travel in lanes of their own, which are looked at first, so they come
+                before jobs of other events that were sent earlier.  Those get at least one job in
+                nine, so an inbox full of urgent ones does not stop them.
             name: tells two events with the same handler apart; default: its qualified name.
             once: close the event after its first job.
             redeliver: if a worker dies with a job in hand, give it to the replacement; else it
@@ -220,13 +234,16 @@ class Bus:
         member with a name when it begins to run (`run`, `run_in_thread`, `poll`), anybody else's
         at once: whoever activates after this call has returned reaches the handler.
 
-        Raises: RegistrationError for a duplicate and for numbers that do not fit, BusBroken,
-        BusClosed.
+        Raises: RegistrationError for a duplicate, for a policy that the rest of the group has not,
+        and for numbers that do not fit; BusBroken, BusClosed.
         """
         self._attachment.membership_or_raise()
         options = EventOptions(
             name=name or str(getattr(handler, "__qualname__", type(handler).__qualname__)),
             group=group,
+            policy=policy,
+            full=full,
+            urgent=urgent,
             once=once,
             redeliver=redeliver,
             retries=retries,
@@ -291,10 +308,15 @@ class Bus:
         return point
 
     def activate(
-        self, point: str, *data: Any, key: str | bytes | int | None = None, timeout: float = 1.0
+        self,
+        point: str,
+        *data: Any,
+        key: str | bytes | int | None = None,
+        timeout: float = 1.0,
+        ttl: float | None = None,
     ) -> int:
         """Same as ``bus.point(point).activate(...)``; see ActivationPoint.activate."""
-        return self._point(point).activate(*data, key=key, timeout=timeout)
+        return self._point(point).activate(*data, key=key, timeout=timeout, ttl=ttl)
 
     @property
     def job_bytes_max(self) -> int:

@@ -61,6 +61,7 @@ class EventStatistics:
     """What one event's handler did in this process.
 
     refused: jobs that its constructor or handler refused; they are neither of the others.
+    expired: jobs that were too old (`ttl`) when their turn came, and did not get to the handler.
     timings: of its stages; None if it has neither constructor nor destructor.
     """
 
@@ -68,6 +69,7 @@ class EventStatistics:
     failed: int
     refused: int = 0
     timings: Timings | None = None
+    expired: int = 0
 
 
 @final
@@ -84,6 +86,7 @@ class Event:
 
     __slots__ = (
         "_control",
+        "_expired",
         "_failed",
         "_owner",
         "_refused",
@@ -119,6 +122,7 @@ class Event:
         self._owner: Owner | None = None
         self._failed = 0
         self._refused = 0
+        self._expired = 0
         self._special: Record | None = None
         # These two are set by the lane that delivers, see LaneConsumer.deliver.
         self.lane: LaneConsumer | None = None
@@ -203,11 +207,15 @@ class Event:
         """Count a job that was refused (the event_struct does)."""
         self._refused += 1
 
+    def count_expired(self) -> None:
+        """Count a job that was too old (the event_struct does)."""
+        self._expired += 1
+
     def statistics(self) -> EventStatistics:
         """Return what the handler did so far in this process."""
         stages = getattr(self.handler, "function", self.handler)  # if it is an `async def`
         timings = stages.timings() if isinstance(stages, Stages) else None
-        return EventStatistics(self.delivered, self._failed, self._refused, timings)
+        return EventStatistics(self.delivered, self._failed, self._refused, timings, self._expired)
 
     def __repr__(self) -> str:
         return f"<Event {self.id} {self.name!r} at {self.point!r}>"

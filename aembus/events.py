@@ -36,6 +36,7 @@ log = logging.getLogger("aembus")
 
 DEATHS_MAX: Final = 3  # a job that was in hand at so many deaths is not tried again
 HANDLER_RAISED: Final = "its handler raised"
+TOO_OLD: Final = "its ttl ended before its turn came"
 BACKOFF_S_MAX: Final = 3600.0
 KEEP_AGAIN_S: Final = 1.0  # after that, what could not be kept as a dead letter is tried again
 
@@ -51,6 +52,7 @@ class EventStructStatistics:
     held: int = 0
     retrying: int = 0
     refused: int = 0
+    expired: int = 0
 
 
 class Undeliverable(Protocol):
@@ -99,6 +101,7 @@ class EventStruct:
         self._delivered = 0  # of other kinds, and by events that were closed
         self._failed = 0
         self._refused = 0
+        self._expired = 0
         self._dead_lettered = 0
         self._show_unfinished()  # a predecessor may have left other numbers
 
@@ -301,6 +304,8 @@ class EventStruct:
             self._give_back(record, f"in hand at {deaths} deaths")
         elif deaths > 0 and not (event.options.redeliver and _may_come_again(record)):
             self._give_back(record, "in hand when its worker died")
+        elif _is_too_old(record):
+            self._expire(record, event)
         elif record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
             self._try_again(record, event, HANDLER_RAISED, None)  # its worker died in the pause
             if event.once:
@@ -335,8 +340,16 @@ class EventStruct:
     def _run_again(self, record: Record, event: Event) -> None:
         if self._events.get(event.id) is not event and not event.once:
             self._give_back(record, "its event was closed")
+        elif _is_too_old(record):
+            self._expire(record, event)
         else:
             self._run(record, event)
+
+    def _expire(self, record: Record, event: Event) -> None:
+        self._give_back(record, TOO_OLD)
+        self._expired += 1
+        self._inbox.count_expired()
+        event.count_expired()
 
     def _count_delivered(self, event: Event) -> None:
         if self._events.get(event.id) is event:
@@ -455,8 +468,13 @@ class EventStruct:
             len(self._held),
             len(self._postponed),
             self._refused,
+            self._expired,
         )
 
 
 def _may_come_again(record: Record) -> bool:
     return record.kind != layout.KIND_CALL or bool(record.flags & layout.FLAG_REDELIVER)
+
+
+def _is_too_old(record: Record) -> bool:
+    return record.kind == layout.KIND_JOB_WITH_TTL and time.monotonic_ns() > record.deadline_ns

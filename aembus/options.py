@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from aembus.errors import RegistrationError
 from aembus.shm import layout
+
+Policy = Literal["round_robin", "least_loaded"]
+Full = Literal["wait", "fail", "drop"]
+LEAST_LOADED: Final = "least_loaded"
+WAIT: Final = "wait"
+FAIL: Final = "fail"
+DROP: Final = "drop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +27,15 @@ class RoutingOptions:
     """What every member knows of an event; each option has a default.
 
     group: the events of one group share the activations; None: this one gets each.
+    policy: who of the group gets an activation without a key; the same for the whole group.
+    urgent: its jobs travel in the urgent lanes.
+    full: what becomes of an activation that its member's inbox has no room for.
     """
 
     group: str | None = None
+    policy: Policy = "round_robin"
+    urgent: bool = False
+    full: Full = "wait"
 
     def to_document(self) -> dict[str, Any]:
         """Return the options that are not the default, as they travel."""
@@ -39,7 +52,7 @@ class EventOptions(RoutingOptions):
 
     name: tells two events of one member at the same point apart.
 
-    Raises: RegistrationError for numbers that do not fit.
+    Raises: RegistrationError for what is not known, and for numbers that do not fit.
     """
 
     name: str
@@ -49,6 +62,17 @@ class EventOptions(RoutingOptions):
     backoff: float = 1.0
 
     def __post_init__(self) -> None:
+        for option, known in (("policy", get_args(Policy)), ("full", get_args(Full))):
+            if getattr(self, option) not in known:
+                raise RegistrationError(
+                    f"{option} is one of {', '.join(map(repr, known))}, "
+                    f"{option}={getattr(self, option)!r}, event={self.name!r}"
+                )
+        if self.policy == LEAST_LOADED and self.group is None:
+            raise RegistrationError(
+                "a policy chooses among the events of a group; give group=..., "
+                f"policy={self.policy!r}, event={self.name!r}"
+            )
         if not 0 <= self.retries <= layout.STATE_FAILURE_MAX or not 0 <= self.backoff < math.inf:
             raise RegistrationError(
                 "retries and backoff must be 0 or more, and finite, "

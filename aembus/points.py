@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
 from aembus.calls import Answer, Calls
 from aembus.codec import NOT_PLAIN, encode, encode_plain, encode_rich, key_hash
 from aembus.coroutines import is_coroutine
-from aembus.sender import FULL, IN_TURN, Sender
+from aembus.sender import IN_TURN, Job, Sender
+from aembus.shm import layout
 
 if TYPE_CHECKING:
     from aembus.awaiting import Awaiting
     from aembus.typed import Shape
 
+TTL_S_MAX: Final = 1e9
+NS: Final = 1_000_000_000
+
 _T = TypeVar("_T")
+
+
+def _mortal_job(payload: bytes, hashed: int, ttl_s: float) -> Job:
+    if not 0 < ttl_s <= TTL_S_MAX:
+        raise ValueError(f"ttl is more than 0 and at most {TTL_S_MAX:g} seconds, ttl={ttl_s}")
+    deadline_ns = time.monotonic_ns() + int(ttl_s * NS)
+    return Job(payload, hashed, kind=layout.KIND_JOB_WITH_TTL, deadline_ns=deadline_ns)
 
 
 @final
@@ -34,21 +46,32 @@ class ActivationPoint:
         self._route = sender.route(name)
 
     def activate(
-        self, *data: Any, key: str | bytes | int | None = None, timeout: float = 1.0
+        self,
+        *data: Any,
+        key: str | bytes | int | None = None,
+        timeout: float = 1.0,
+        ttl: float | None = None,
     ) -> int:
         """Wake every concerned event: write a job into the inbox of each one's member.
 
         Args:
             data: what the handlers get as arguments, after the event; see `aembus.codec`.
             key: activations with the same key reach the same member of each group, in order.
-            timeout: seconds to wait for room if a concerned inbox is full.
+            timeout: seconds to wait for room if a concerned inbox is full; see `full` at
+                `Bus.register` for who is waited for.
+            ttl: seconds from now for which the job is worth doing.  If its turn comes later, also
+                for another attempt, it becomes a dead letter.  There is no wait for room beyond it.
 
-        Returns how many jobs that made: 0 if nobody registered here.
+        Returns how many jobs that made: 0 if nobody registered here, or all concerned go without.
 
         Raises: InboxFull (nothing was sent to anybody), JobTooLarge, TypeError for data that
-        cannot be sent, BusBroken, BusClosed, ForkedBusError, OutOfSharedMemory.
+        cannot be sent, ValueError for a ttl that is none, BusBroken, BusClosed, ForkedBusError,
+        OutOfSharedMemory.
         """
         hashed = IN_TURN if key is None else key_hash(key)
+        if ttl is not None:
+            job = _mortal_job(encode(data), hashed, ttl)
+            return self._sender.activate_with(self._route, job, min(timeout, ttl))
         try:
             payload = encode_plain(data)  # as `encode` would, a call less
         except NOT_PLAIN:
@@ -60,10 +83,15 @@ class ActivationPoint:
                 return jobs
         return self._sender.activate(self._route, payload, hashed, timeout)
 
-    def try_activate(self, *data: Any, key: str | bytes | int | None = None) -> bool:
+    def try_activate(
+        self, *data: Any, key: str | bytes | int | None = None, ttl: float | None = None
+    ) -> bool:
         """Like `activate`, but return False at once if a concerned inbox is full."""
         hashed = IN_TURN if key is None else key_hash(key)
-        return self._sender.try_activate(self._route, encode(data), hashed) != FULL
+        if ttl is not None:
+            job = _mortal_job(encode(data), hashed, ttl)
+            return self._sender.try_activate_with(self._route, job) >= 0
+        return self._sender.try_activate(self._route, encode(data), hashed) >= 0
 
     def call(
         self,
@@ -116,6 +144,7 @@ class ActivationPoint:
         *data: Any,
         key: str | bytes | int | None = None,
         timeout: float = 1.0,  # noqa: ASYNC109  # as `activate` has it
+        ttl: float | None = None,
     ) -> int:
         """Like `activate`, but let the event loop go on while there is no room.
 
@@ -126,8 +155,10 @@ class ActivationPoint:
         Raises: as `activate` does; AembusError if another event loop uses this bus object.
         """
         hashed = IN_TURN if key is None else key_hash(key)
-        awaiting = self._awaiting()
-        return await awaiting.activate(self._route, encode(data), hashed, timeout)
+        job = Job(encode(data), hashed)
+        if ttl is not None:
+            job, timeout = _mortal_job(job.payload, hashed, ttl), min(timeout, ttl)
+        return await self._awaiting().activate(self._route, job, timeout)
 
     async def call_async(
         self,
@@ -195,17 +226,24 @@ class TypedPoint(Generic[_T]):
         return self._shape.cls
 
     def activate(
-        self, data: _T, *, key: str | bytes | int | None = None, timeout: float = 1.0
+        self,
+        data: _T,
+        *,
+        key: str | bytes | int | None = None,
+        timeout: float = 1.0,
+        ttl: float | None = None,
     ) -> int:
         """Wake every concerned event, as `ActivationPoint.activate` does.
 
         Raises: DataMismatch if `data` or one of its fields is of another type; nothing was sent.
         """
-        return self._point.activate(self._shape.to_data(data), key=key, timeout=timeout)
+        return self._point.activate(self._shape.to_data(data), key=key, timeout=timeout, ttl=ttl)
 
-    def try_activate(self, data: _T, *, key: str | bytes | int | None = None) -> bool:
+    def try_activate(
+        self, data: _T, *, key: str | bytes | int | None = None, ttl: float | None = None
+    ) -> bool:
         """Like `activate`, but return False at once if a concerned inbox is full."""
-        return self._point.try_activate(self._shape.to_data(data), key=key)
+        return self._point.try_activate(self._shape.to_data(data), key=key, ttl=ttl)
 
     async def activate_async(
         self,
@@ -213,10 +251,11 @@ class TypedPoint(Generic[_T]):
         *,
         key: str | bytes | int | None = None,
         timeout: float = 1.0,  # noqa: ASYNC109
+        ttl: float | None = None,
     ) -> int:
         """Like `activate`, as `ActivationPoint.activate_async` does."""
         sent = self._shape.to_data(data)
-        return await self._point.activate_async(sent, key=key, timeout=timeout)
+        return await self._point.activate_async(sent, key=key, timeout=timeout, ttl=ttl)
 
     def call(
         self,

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from aembus.shm.doorbell import fence
 from aembus.shm.lanes import LaneProducer
@@ -20,33 +20,40 @@ LOOK_S: Final = 100e-6
 LOOKS_SKIPPED_MAX: Final = 64
 
 
+class Wanted(NamedTuple):
+    """A lane in which there is to be room."""
+
+    slot: int
+    lane_class: int
+    lane: LaneProducer
+
+
 class Awaited:
     """The lanes that one job waits for, and how far their owners had come.
 
     Args:
-        peers: whose lane of class `lane_class` is full, as far as they are open.
+        full: lanes that are waited for, by whose they are and their class; they are open.
     """
 
-    def __init__(self, peers: Sequence[Peer], lane_class: int) -> None:
-        self._peers = peers
-        self._lane_class = lane_class
-        self.lanes: list[tuple[int, LaneProducer]] = [
-            (peer.slot, peer.lane(lane_class)) for peer in peers
+    def __init__(self, full: Sequence[tuple[Peer, int]]) -> None:
+        self._full = full
+        self.lanes: list[Wanted] = [
+            Wanted(peer.slot, lane_class, peer.lane(lane_class)) for peer, lane_class in full
         ]
         self._before = self._consumed()
 
     def _consumed(self) -> list[int]:
-        return [peer.consumed(self._lane_class) for peer in self._peers]
+        return [peer.consumed(lane_class) for peer, lane_class in self._full]
 
     def has_come(self) -> bool:
         """Say whether each owner has gone on since, and half of each lane is free."""
         # Half a lane may be too little for a long job at the ring's end: that is why the owners
         # must have gone on, too, since before the attempt that was in vain.
         try:
-            moved = not self._peers or self._consumed() != self._before
+            moved = not self._full or self._consumed() != self._before
         except ValueError:  # another thread closed a peer: its owner has left
             return True
-        return moved and all(lane.has_room() for _, lane in self.lanes)
+        return moved and all(wanted.lane.has_room() for wanted in self.lanes)
 
 
 class RoomWaiters:
@@ -78,28 +85,24 @@ class RoomWaiters:
         return True
 
     @contextlib.contextmanager
-    def flags_raised(
-        self, lanes: Sequence[tuple[int, LaneProducer]], lane_class: int
-    ) -> Iterator[None]:
+    def flags_raised(self, lanes: Sequence[Wanted]) -> Iterator[None]:
         """Have the owners of `lanes` post when there is room."""
         # Threads may wait for the same lane: the last one lowers its flag.
         me = object()
         try:
-            for slot, lane in lanes:
+            for slot, lane_class, lane in lanes:
                 self._waiting.setdefault((slot, lane_class), set()).add(me)
                 lane.want_room(True)
             fence()  # SYNC POINT: pairs with the consumer's store of head and load of the flag
             yield
         finally:
             try:
-                self._lower_flags(lanes, lane_class, me)
+                self._lower_flags(lanes, me)
             finally:  # again, if a signal handler raised in the middle
-                self._lower_flags(lanes, lane_class, me)
+                self._lower_flags(lanes, me)
 
-    def _lower_flags(
-        self, lanes: Sequence[tuple[int, LaneProducer]], lane_class: int, me: object
-    ) -> None:
-        for slot, lane in lanes:
+    def _lower_flags(self, lanes: Sequence[Wanted], me: object) -> None:
+        for slot, lane_class, lane in lanes:
             waiting = self._waiting.setdefault((slot, lane_class), set())
             waiting.discard(me)
             if not waiting:

@@ -5,11 +5,12 @@ Every member compiles the document for itself when the generation changes; nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from aembus.options import RoutingOptions
+from aembus.options import LEAST_LOADED, WAIT, Full, RoutingOptions
+from aembus.shm import layout
 
 SUPERVISOR_SLOT: Final = 0
 STATE_RUNNING: Final = "running"
@@ -30,10 +31,20 @@ class Member:
 
 
 class Target(NamedTuple):
-    """One concerned event: whose, and which."""
+    """One concerned event: whose, and which.
+
+    lane_class: of the lane by which its jobs travel.
+    full: what becomes of a job if there is no room in that lane.
+    """
 
     slot: int
     event_id: int
+    lane_class: int = layout.CLASS_NORMAL
+    full: Full = WAIT
+
+
+# Picks one of a group's targets by their load; the number says where to begin among equals.
+LeastLoaded = Callable[[Sequence[Target], int], Target]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +59,59 @@ class ServiceVersion:
 
 
 class WaitQueue:
-    """The registrations of one activation point: some get every activation, groups share them."""
+    """The registrations of one activation point: some get every activation, groups share them.
 
-    __slots__ = ("_everyone", "_groups", "_only_group")
+    Args:
+        everyone: get each activation.
+        groups: of each, one gets it: by its key, or in turn.
+        by_load: groups too, but of these the least loaded gets what has no key.
+    """
 
-    def __init__(self, everyone: Sequence[Target], groups: Sequence[Sequence[Target]]) -> None:
+    __slots__ = ("_by_load", "_everyone", "_groups", "_only_group")
+
+    def __init__(
+        self,
+        everyone: Sequence[Target],
+        groups: Sequence[Sequence[Target]],
+        by_load: Sequence[Sequence[Target]] = (),
+    ) -> None:
         self._everyone = tuple(everyone)
         self._groups = tuple(tuple(group) for group in groups)
-        self._only_group = self._groups[0] if len(self._groups) == 1 and not everyone else None
+        self._by_load = tuple(tuple(group) for group in by_load)
+        only = len(self._groups) == 1 and not everyone and not by_load
+        self._only_group = self._groups[0] if only else None
 
-    def pick(self, chooser: int) -> tuple[Target, ...]:
+    def pick(self, chooser: int, least_loaded: LeastLoaded | None = None) -> tuple[Target, ...]:
         """Return the events to wake: all without a group, and of each group the one chosen.
 
         Args:
             chooser: a key's hash, or a number that grows with each activation (round-robin).
+            least_loaded: picks of the groups that are chosen from by load; None, for a key: they
+                are as the others.
         """
         group = self._only_group
         if group is not None:
             return (group[chooser % len(group)],)
-        if not self._groups:
-            return self._everyone
-        return self._everyone + tuple(group[chooser % len(group)] for group in self._groups)
+        targets = self._everyone
+        if self._groups:
+            targets += tuple(group[chooser % len(group)] for group in self._groups)
+        if not self._by_load:
+            return targets
+        if least_loaded is None:
+            return targets + tuple(group[chooser % len(group)] for group in self._by_load)
+        return targets + tuple(least_loaded(group, chooser) for group in self._by_load)
+
+    @property
+    def goes_by_load(self) -> bool:
+        """Whether there is a group of which the least loaded gets what has no key."""
+        return bool(self._by_load)
 
     def groups(self) -> list[Sequence[Target]]:
         """Return the groups, an event without one being a group of its own."""
-        return [*((target,) for target in self._everyone), *self._groups]
+        return [*((target,) for target in self._everyone), *self._groups, *self._by_load]
 
     def __len__(self) -> int:
-        return len(self._everyone) + len(self._groups)
+        return len(self._everyone) + len(self._groups) + len(self._by_load)
 
 
 EMPTY: Final = WaitQueue((), ())
@@ -103,16 +139,24 @@ class Routing:
             return EMPTY
         everyone: list[Target] = []
         groups: dict[str, list[Target]] = {}
+        by_load: set[str] = set()
         # By event id: the order, and so the member that a key picks, is the same everywhere and
         # stays when a worker is restarted.
         for event_id, slot, document in sorted(registrations, key=_event_id):
             options = RoutingOptions(**document)
-            target = Target(slot, event_id)
+            target = _target(slot, event_id, options)
             if options.group is None:
                 everyone.append(target)
-            else:
-                groups.setdefault(options.group, []).append(target)
-        return WaitQueue(everyone, [self._able(group) for group in groups.values()])
+                continue
+            groups.setdefault(options.group, []).append(target)
+            if options.policy == LEAST_LOADED:
+                by_load.add(options.group)
+        able = {name: self._able(group) for name, group in groups.items()}
+        return WaitQueue(
+            everyone,
+            [group for name, group in able.items() if name not in by_load],
+            [able[name] for name in groups if name in by_load],
+        )
 
     def _able(self, group: list[Target]) -> list[Target]:
         able = [t for t in group if self.members[t.slot].state != STATE_DEGRADED]
@@ -122,9 +166,9 @@ class Routing:
         """Return the events of one group of a point."""
         registrations = sorted(self.points.get(point, ()), key=_event_id)
         return [
-            Target(slot, event_id)
+            _target(slot, event_id, options)
             for event_id, slot, document in registrations
-            if RoutingOptions(**document).group == group
+            if (options := RoutingOptions(**document)).group == group
         ]
 
     def service(self, name: str, version: str | None) -> ServiceVersion | None:
@@ -133,6 +177,11 @@ class Routing:
             if service.name == name and version in (None, service.version):
                 return service
         return None
+
+
+def _target(slot: int, event_id: int, options: RoutingOptions) -> Target:
+    lane_class = layout.CLASS_URGENT if options.urgent else layout.CLASS_NORMAL
+    return Target(slot, event_id, lane_class, options.full)
 
 
 def _event_id(registration: Sequence[Any]) -> int:

@@ -9,6 +9,9 @@ Guarantees, also when a signal handler raises (Ctrl-C) or activates in the middl
 - a fan-out is published to all or to none;
 - a job that is visible is announced: the doorbells are posted on every way out;
 - an activation from inside another one is put aside and published right after it.
+
+All or none are those that the registrations' `full` leaves: one that drops goes without if its lane
+is full, and is counted there; one that fails makes the activation fail at once.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from aembus.errors import AembusError, BusBroken, BusClosed, InboxFull, JobTooLarge
 from aembus.gate import Decision, Deferred, Gate
+from aembus.options import DROP, FAIL, WAIT
 from aembus.publisher import Destination, Publisher
 from aembus.room import Awaited, RoomWaiters
 from aembus.routing import EMPTY, Routing, Target, WaitQueue
@@ -34,6 +38,8 @@ from aembus.shm.registry import RegistryReader
 log = logging.getLogger("aembus")
 
 FULL: Final = -1
+FAILS: Final = -2  # full, and a registration says that nobody is to wait for it
+LOOK_AGAIN_S: Final = 0.1  # meanwhile another member may have become the least loaded
 IN_TURN: Final = -1  # in place of a key's hash: the next member of each group
 DEFERRED_TIMEOUT_S: Final = 1.0
 LOOK_S: Final = 0.05  # between two looks whether all activations are held back
@@ -119,7 +125,10 @@ class Sender:
         return route
 
     def try_activate(self, route: Route, payload: bytes, key_hash: int) -> int:
-        """Wake the events concerned; return how many jobs that made, or FULL (and none was made).
+        """Wake the events concerned; return how many jobs that made.
+
+        FULL and FAILS, less than 0: none was made, since a lane is full; with FAILS there is one
+        that nobody is to wait for.
 
         Args:
             route: from `route`.
@@ -133,7 +142,7 @@ class Sender:
             jobs = publisher.publish(payload, key_hash)
             if jobs:
                 return jobs
-        jobs = self._publish(self._pick, route, Job(payload, key_hash), layout.CLASS_NORMAL)
+        jobs = self._publish(self._pick, route, Job(payload, key_hash))
         if route.lanes_opened != self._lanes_opened:
             self._make_publisher(route)
         return jobs
@@ -141,40 +150,58 @@ class Sender:
     def activate(self, route: Route, payload: bytes, key_hash: int, timeout_s: float) -> int:
         """Like `try_activate`, but wait up to `timeout_s` for room, then raise InboxFull."""
         jobs = self.try_activate(route, payload, key_hash)
-        if jobs == FULL:
-            # Whoever is in turn stays so: who is waited for must be who is sent to.
-            chosen = route.turn if key_hash == IN_TURN else key_hash
-            job = Job(payload, key_hash)
-            jobs = self._publish_when_room(
-                self._pick_chosen, (route, chosen), job, layout.CLASS_NORMAL, timeout_s, route.point
-            )
+        if jobs < 0:
+            jobs = self._wait_with(route, Job(payload, key_hash), jobs, timeout_s)
         return jobs
 
-    def try_activate_chosen(self, route: Route, chosen: int, payload: bytes, key_hash: int) -> int:
+    def try_activate_with(self, route: Route, job: Job) -> int:
+        """Like `try_activate`, for a job that may have more than a payload and a key."""
+        if job.kind == layout.KIND_JOB:
+            return self.try_activate(route, job.payload, job.key_hash)
+        return self._publish(self._pick, route, job)
+
+    def try_activate_chosen(self, route: Route, chosen: int, job: Job) -> int:
         """Like `try_activate`, but with no turn taken: `chosen` picks the member of each group."""
-        job = Job(payload, key_hash)
-        return self._publish(self._pick_chosen, (route, chosen), job, layout.CLASS_NORMAL)
+        return self._publish(self._pick_chosen, (route, chosen), job)
 
-    def chosen(self, route: Route, chosen: int) -> Sequence[Target]:
+    def chosen(self, route: Route, chosen: int, job: Job) -> Sequence[Target]:
         """Return the events that `try_activate_chosen` would wake."""
-        return self._pick_chosen((route, chosen), Job(b""))
+        with self._gate.lock:  # nobody closes a peer that is looked at
+            return self._pick_chosen((route, chosen), job)
 
-    def try_send(self, target: Target, job: Job, lane_class: int = layout.CLASS_NORMAL) -> int:
-        """Send to one member; return 1, or 0 if it is not on the bus, or FULL."""
-        return self._publish(self._one, target, job, lane_class)
+    def activate_with(self, route: Route, job: Job, timeout_s: float) -> int:
+        """Like `activate`, for a job with more than a payload and a key."""
+        jobs = self.try_activate_with(route, job)
+        return jobs if jobs >= 0 else self._wait_with(route, job, jobs, timeout_s)
 
-    def send(
-        self,
-        target: Target,
-        job: Job,
-        timeout_s: float,
-        what: str,
-        lane_class: int = layout.CLASS_NORMAL,
-    ) -> int:
-        """Like `try_send`, but wait up to `timeout_s` for room, then raise InboxFull."""
-        jobs = self.try_send(target, job, lane_class)
+    def _wait_with(self, route: Route, job: Job, refused: int, timeout_s: float) -> int:
+        # Whoever is in turn stays so: who is waited for must be who is sent to.
+        chosen = route.turn if job.key_hash == IN_TURN else job.key_hash
+        if refused == FAILS:
+            timeout_s = 0.0
+        return self._publish_when_room(
+            self._pick_chosen, (route, chosen), job, timeout_s, route.point
+        )
+
+    def try_send(self, target: Target, job: Job) -> int:
+        """Send to one member; return 1, or 0 if it is not on the bus, or FULL.
+
+        What its event says about a full lane is for activations.
+        """
+        if target.full != WAIT:
+            target = target._replace(full=WAIT)
+        return self._publish(self._one, target, job)
+
+    def send(self, target: Target, job: Job, timeout_s: float, what: str) -> int:
+        """Like `try_send`, but wait up to `timeout_s` for room, then raise InboxFull.
+
+        There is no wait for an event that nobody is to wait for.
+        """
+        jobs = self.try_send(target, job)
         if jobs == FULL:
-            jobs = self._publish_when_room(self._one, target, job, lane_class, timeout_s, what)
+            if target.full != WAIT:
+                target, timeout_s = target._replace(full=WAIT), 0.0
+            jobs = self._publish_when_room(self._one, target, job, timeout_s, what)
         return jobs
 
     # --- publishing -----------------------------------------------------------------------------
@@ -184,11 +211,10 @@ class Sender:
         pick: _Pick[_T],
         subject: _T,
         job: Job,
-        lane_class: int,
         decision: Decision | None = None,
     ) -> int:
         try:
-            return self._publish_now(pick, subject, job, lane_class, decision or Decision())
+            return self._publish_now(pick, subject, job, decision or Decision())
         finally:
             if self._gate.deferred:
                 try:
@@ -196,22 +222,20 @@ class Sender:
                 finally:  # again, if a signal handler raised in the middle
                     self._gate.publish_deferred()
 
-    def _publish_now(
-        self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int, decision: Decision
-    ) -> int:
+    def _publish_now(self, pick: _Pick[_T], subject: _T, job: Job, decision: Decision) -> int:
         peers: list[Peer] = []
         try:
             with self._gate.lock:
                 if self._gate.busy:  # a signal handler inside an activation of the same thread
                     targets = pick(subject, job)
-                    self._defer(pick, subject, job, lane_class)
+                    self._defer(pick, subject, job)
                     return len(targets)
                 self._gate.busy = True
                 try:
                     if self._words[self._generation_word] != self.routing.generation:
                         self._refresh()
                     targets = pick(subject, job)
-                    published = self._claim_and_commit(targets, job, lane_class, peers, decision)
+                    published = self._claim_and_commit(targets, job, peers, decision)
                 finally:
                     self._gate.busy = False
             fence()  # releasing the lock is one too, but not if it is held further out
@@ -224,14 +248,12 @@ class Sender:
             raise
         return published
 
-    def _defer(self, pick: _Pick[_T], subject: _T, job: Job, lane_class: int) -> None:
+    def _defer(self, pick: _Pick[_T], subject: _T, job: Job) -> None:
         def publish(decision: Decision) -> None:
-            jobs = self._publish(pick, subject, job, lane_class, decision)
-            if jobs == FULL:
+            jobs = self._publish(pick, subject, job, decision)
+            if jobs < 0:
                 what = "an activation in a signal handler"
-                self._publish_when_room(
-                    pick, subject, job, lane_class, DEFERRED_TIMEOUT_S, what, decision
-                )
+                self._publish_when_room(pick, subject, job, DEFERRED_TIMEOUT_S, what, decision)
 
         self._gate.deferred.append(Deferred(publish))
 
@@ -239,7 +261,6 @@ class Sender:
         self,
         targets: Sequence[Target],
         job: Job,
-        lane_class: int,
         peers: list[Peer],
         decision: Decision,
     ) -> int:
@@ -248,8 +269,10 @@ class Sender:
             key_hash = 0
         now_ns = time.monotonic_ns()
         lanes = []
+        dropping = []
+        full = 0
         try:
-            for slot, event_id in targets:
+            for slot, event_id, lane_class, if_full in targets:
                 peer = self._peers.get(slot) or self._open_peer(slot)
                 lane = peer.open_lane(lane_class) or self._open_lane(peer, lane_class)
                 lanes.append(lane)
@@ -266,13 +289,22 @@ class Sender:
                     addressee,
                     now_ns,
                 ):
-                    for claimed in lanes:
-                        claimed.abort()
-                    return FULL
+                    if if_full == DROP:
+                        dropping.append(lane)
+                    else:
+                        full = FAILS if if_full == FAIL else full or FULL
+                    continue
                 peers.append(peer)
+            if full:
+                for lane in lanes:
+                    lane.abort()
+                peers.clear()
+                return full
             decision.made = True
             for lane in lanes:
                 lane.commit()
+            for lane in dropping:
+                lane.count_dropped()
         except BaseException:
             for lane in lanes:
                 if decision.made:
@@ -280,7 +312,7 @@ class Sender:
                 else:
                     lane.abort()
             raise
-        return len(lanes)
+        return len(peers)
 
     def _pick(self, route: Route, job: Job) -> Sequence[Target]:
         if route.generation != self.routing.generation:
@@ -289,14 +321,25 @@ class Sender:
         if job.key_hash != IN_TURN:
             return route.queue.pick(job.key_hash)
         route.turn += 1
-        return route.queue.pick(route.turn)
+        return route.queue.pick(route.turn, self._least_loaded)
 
     def _pick_chosen(self, subject: tuple[Route, int], job: Job) -> Sequence[Target]:
         route, chosen = subject
         if route.generation != self.routing.generation:
             route.queue = self.routing.queue(route.point)
             route.generation = self.routing.generation
-        return route.queue.pick(chosen)
+        by_load = self._least_loaded if job.key_hash == IN_TURN else None
+        return route.queue.pick(chosen, by_load)
+
+    def _least_loaded(self, group: Sequence[Target], chooser: int) -> Target:
+        begin = chooser % len(group)
+        return min((*group[begin:], *group[:begin]), key=self._load)
+
+    def _load(self, target: Target) -> tuple[bool, int]:
+        # Of those without room for us none is the one to take, whoever filled them.
+        peer = self._peers.get(target.slot) or self._open_peer(target.slot)
+        lane = peer.open_lane(target.lane_class)
+        return lane is not None and not lane.has_room(), peer.queued()
 
     def _one(self, target: Target, job: Job) -> Sequence[Target]:
         return (target,) if target.slot in self.routing.members else ()
@@ -307,7 +350,7 @@ class Sender:
         with self._gate.alone() as alone:
             if not alone or route.generation != self.routing.generation:
                 return
-            groups = route.queue.groups()
+            groups = [] if route.queue.goes_by_load else route.queue.groups()
             if groups and CPublisher is not None:
                 route.publisher = CPublisher(
                     self._reader.memory,
@@ -331,7 +374,7 @@ class Sender:
         self, target: Target
     ) -> tuple[LaneProducer | None, Peer | None, memoryview | None, int, int]:
         peer = self._peers.get(target.slot)
-        lane = peer.open_lane(layout.CLASS_NORMAL) if peer is not None else None
+        lane = peer.open_lane(target.lane_class) if peer is not None else None
         if peer is None or lane is None:
             return None, None, None, 0, target.event_id
         return lane, peer, peer.memory, layout.SLEEPING, target.event_id
@@ -365,13 +408,20 @@ class Sender:
     def pick(self, route: Route, job: Job) -> Sequence[Target]:
         """Return the events that an activation would wake now, for a caller that sends to each."""
         self.refresh()
-        return self._pick(route, job)
+        with self._gate.lock:  # nobody closes a peer that is looked at
+            return self._pick(route, job)
 
-    def want_room(self, slot: int, wanted: bool) -> None:
-        """Raise or lower the room flag in our lane to `slot`, for a caller that does not wait."""
-        peer = self._peers.get(slot)
+    def want_room(self, target: Target, wanted: bool) -> None:
+        """Raise or lower the room flag in our lane to an event, for a caller that does not wait."""
+        peer = self._peers.get(target.slot)
         if peer is not None:
-            peer.lane(layout.CLASS_NORMAL).want_room(wanted)
+            peer.lane(target.lane_class).want_room(wanted)
+
+    def count_dropped(self, target: Target) -> None:
+        """Count a job that an event goes without, for a caller that sends to each."""
+        peer = self._peers.get(target.slot)
+        if peer is not None:
+            peer.lane(target.lane_class).count_dropped()
 
     def pass_generation(self) -> None:
         """Return when no activation that began under an older generation is still running."""
@@ -434,7 +484,6 @@ class Sender:
         pick: _Pick[_T],
         subject: _T,
         job: Job,
-        lane_class: int,
         timeout_s: float,
         what: str,
         decision: Decision | None = None,
@@ -443,45 +492,56 @@ class Sender:
         while True:
             with self._gate.lock:
                 targets = pick(subject, job)
-                awaited = self._awaited(targets, lane_class)
+                awaited = self._awaited(targets)
             if timeout_s > 0:
                 self._room_waiters.look(awaited.has_come)
-            with self._room_waiters.flags_raised(awaited.lanes, lane_class):
-                jobs = self._publish(pick, subject, job, lane_class, decision)
-                if jobs != FULL:
+            with self._room_waiters.flags_raised(awaited.lanes):
+                jobs = self._publish(pick, subject, job, decision)
+                if jobs >= 0:
                     return jobs
                 left_s = deadline - time.monotonic()
-                if left_s <= 0:
+                if jobs == FAILS or left_s <= 0:
                     raise self.no_room(what, timeout_s, targets)
-                self._wait(lambda: self.refuses or awaited.has_come(), left_s)  # noqa: B023
+                ready = lambda: self.refuses or awaited.has_come()  # noqa: B023, E731
+                self._wait(ready, min(left_s, LOOK_AGAIN_S))
 
-    def _awaited(self, targets: Sequence[Target], lane_class: int) -> Awaited:
+    def _awaited(self, targets: Sequence[Target]) -> Awaited:
         # Call it with the lock.
-        peers = [
-            peer
-            for target in targets
-            if (peer := self._peers.get(target.slot)) and peer.open_lane(lane_class)
-        ]
-        return Awaited(peers, lane_class)
+        return Awaited(
+            [
+                (peer, target.lane_class)
+                for target in targets
+                if target.full != DROP
+                and (peer := self._peers.get(target.slot))
+                and peer.open_lane(target.lane_class)
+            ]
+        )
 
     @contextlib.contextmanager
     def room_wanted(self, targets: Sequence[Target]) -> Iterator[Callable[[], bool]]:
-        """Have this process's doorbell posted when there is room in the normal lanes to `targets`.
+        """Have this process's doorbell posted when there is room in the lanes to `targets`.
 
         Yields what says whether it has come, for who waits by itself.  Try again inside of the
         block before that: it may have come just before.
         """
         with self._gate.lock:
-            awaited = self._awaited(targets, layout.CLASS_NORMAL)
-        with self._room_waiters.flags_raised(awaited.lanes, layout.CLASS_NORMAL):
+            awaited = self._awaited(targets)
+        with self._room_waiters.flags_raised(awaited.lanes):
             yield lambda: self.refuses or awaited.has_come()
 
     def no_room(self, what: str, timeout_s: float, targets: Sequence[Target]) -> InboxFull:
-        """Return what to raise when the time-out is over."""
+        """Return what to raise when the time-out is over, or nobody is to be waited for."""
+        slots = [target.slot for target in targets if target.full != DROP]
+        failing = [target.slot for target in targets if target.full == FAIL]
+        found = f"for={what!r}, timeout_s={timeout_s}, slots={slots}"
+        if failing:
+            return InboxFull(
+                "no room, nothing was sent; nobody is to wait for an event that is registered "
+                f"with full='fail', {found}, failing slots={failing}"
+            )
         return InboxFull(
             "no room within the time-out, nothing was sent; wait longer (timeout=), "
-            "add workers, or give the supervisor larger lanes (lane_bytes), "
-            f"for={what!r}, timeout_s={timeout_s}, slots={[target.slot for target in targets]}"
+            f"add workers, or give the supervisor larger lanes (lane_bytes), {found}"
         )
 
     def forget_parent(self, error: AembusError) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from aembus.codec import key_hash
 from aembus.options import RoutingOptions
 from aembus.routing import EMPTY, STATE_DEGRADED, STATE_RUNNING, Routing, Target, WaitQueue
+from aembus.shm import layout
 
 POINT = "call.setup"
 
@@ -108,6 +110,44 @@ def test_a_group_of_degraded_members_keeps_its_jobs() -> None:
     """If all of a group are in back-off, its jobs wait for them."""
     queue = routing([(1, 1, "calls"), (2, 2, "calls")], degraded=(1, 2)).queue(POINT)
     assert {queue.pick(chooser) for chooser in range(4)} == {(Target(1, 1),), (Target(2, 2),)}
+
+
+def test_a_group_by_load_asks_who_is_least_loaded() -> None:
+    """Without a key a group by load is asked about by itself; with one it is as any other."""
+    a, b, alone = Target(1, 1), Target(2, 2), Target(3, 3)
+    queue = WaitQueue([alone], [], [[a, b]])
+    asked: list[tuple[Sequence[Target], int]] = []
+
+    def least_loaded(group: Sequence[Target], chooser: int) -> Target:
+        asked.append((group, chooser))
+        return b
+
+    assert queue.pick(4, least_loaded) == (alone, b)
+    assert asked == [((a, b), 4)]
+    assert [queue.pick(chooser) for chooser in (4, 5)] == [(alone, a), (alone, b)]
+    assert (queue.goes_by_load, len(queue), len(queue.groups())) == (True, 2, 2)
+    assert not WaitQueue([alone], [[a, b]]).goes_by_load
+
+
+def test_what_an_event_asks_for_is_in_its_target() -> None:
+    """Urgent events have their lanes, and each event says what becomes of it when one is full."""
+    options = [
+        RoutingOptions(urgent=True),
+        RoutingOptions(full="drop", group="g", policy="least_loaded"),
+        RoutingOptions(),
+    ]
+    document = {
+        "members": [[0, 1, 0, "worker", "w", 1, STATE_RUNNING]],
+        "points": {POINT: [[n, 0, o.to_document()] for n, o in enumerate(options)]},
+        "services": [],
+    }
+    queue = Routing(1, document).queue(POINT)
+    urgent, plain, dropping = queue.pick(0)
+    assert (urgent.lane_class, urgent.full) == (layout.CLASS_URGENT, "wait")
+    assert (plain.lane_class, plain.full) == (layout.CLASS_NORMAL, "wait")
+    assert (dropping.lane_class, dropping.full) == (layout.CLASS_NORMAL, "drop")
+    assert queue.goes_by_load
+    assert options[2].to_document() == {}
 
 
 def test_nobody_registered_wakes_nobody() -> None:

@@ -37,6 +37,8 @@ _MEMBER_COLUMNS: Final = (
     ("held", "held"),
     ("retrying", "retrying"),
     ("dead", "dead_lettered"),
+    ("expired", "expired"),
+    ("dropped", "dropped"),
     ("failed", "failed"),
 )
 
@@ -63,7 +65,9 @@ def add_stats(commands: Commands) -> None:
         "Show a bus's members, jobs, activation points and services.\n\n"
         "sent = delivered + dead-lettered + queued, always.  Of the queued ones, those held were\n"
         "taken by a handler that has not completed them (job.hold), and those retrying failed\n"
-        "and wait for their next attempt.",
+        "and wait for their next attempt.  Of the dead-lettered ones, those expired were too old\n"
+        "(ttl) when their turn came.  Those dropped were never sent: there was no room, and the\n"
+        "member's event is registered with full='drop'.",
         _STATS_EXAMPLES,
     )
     parser.add_argument(
@@ -149,7 +153,8 @@ def statistics_text(found: dict[str, Any]) -> str:
         ),
         (
             f"sent {totals['sent']} = delivered {totals['delivered']} + "
-            f"dead-lettered {totals['dead_lettered']} + queued {totals['queued']}"
+            f"dead-lettered {totals['dead_lettered']} + queued {totals['queued']}; "
+            f"expired {totals['expired']}, dropped {totals['dropped']}"
         ),
     ]
     points = [

@@ -51,6 +51,7 @@ void lane_killpoint(const char *name); /* tests/crash/points/killpoints.c */
 enum {
     LANE_TAIL = 0,
     LANE_ROOM_WANTED = 8,
+    LANE_DROPPED = 16,
     LANE_HEAD = 64,
     LANE_DEAD = 72,
     LANE_FORWARDED = 80,
@@ -63,7 +64,7 @@ enum {
     RECORD_STATE = 8,
     KIND_PAD = 1,
     KIND_JOB = 2,
-    KIND_LAST = 5, /* the kinds are all the numbers from KIND_PAD to this one */
+    KIND_LAST = 6, /* the kinds are all the numbers from KIND_PAD to this one */
     STATE_NEW = 1,
     STATE_STARTED = 2,
     STATE_HELD = 3,

@@ -25,7 +25,8 @@ static int add_layout(PyObject *module)
     PyObject *numbers = PyDict_New();
     if (numbers == NULL)
         return -1;
-    int failed = NUMBER(LANE_TAIL) || NUMBER(LANE_ROOM_WANTED) || NUMBER(LANE_HEAD) ||
+    int failed = NUMBER(LANE_TAIL) || NUMBER(LANE_ROOM_WANTED) ||
+                 NUMBER(LANE_DROPPED) || NUMBER(LANE_HEAD) ||
                  NUMBER(LANE_DEAD) || NUMBER(LANE_FORWARDED) || NUMBER(LANE_CONTROL_BYTES) ||
                  NUMBER(WORD) || NUMBER(UNIT) || NUMBER(UNIT_SHIFT) ||
                  NUMBER(CURSOR_OFFSET_BITS) || NUMBER(CURSOR_OFFSET_MASK) ||

@@ -168,6 +168,13 @@ static PyObject *producer_has_room(Producer *self, PyObject *unused)
     return PyBool_FromLong(free * 2 >= self->memory.capacity);
 }
 
+static PyObject *producer_count_dropped(Producer *self, PyObject *unused)
+{
+    if (self->memory.open) /* as above: nobody reads it any more */
+        count_dropped(self);
+    Py_RETURN_NONE;
+}
+
 static PyObject *producer_sent(Producer *self, PyObject *unused)
 {
     return PyLong_FromUnsignedLongLong(self->tail >> CURSOR_OFFSET_BITS);
@@ -193,6 +200,7 @@ static PyMethodDef producer_methods[] = {
     {"abort", (PyCFunction)producer_abort, METH_NOARGS, NULL},
     {"want_room", (PyCFunction)producer_want_room, METH_O, NULL},
     {"has_room", (PyCFunction)producer_has_room, METH_NOARGS, NULL},
+    {"count_dropped", (PyCFunction)producer_count_dropped, METH_NOARGS, NULL},
     {"sent", (PyCFunction)producer_sent, METH_NOARGS, NULL},
     {"close", (PyCFunction)producer_close, METH_NOARGS, NULL},
     {NULL},

@@ -82,6 +82,13 @@ static inline void commit(Producer *self)
     self->tail = self->claimed;
 }
 
+/* Count a job that an event goes without; the lane is open. */
+static inline void count_dropped(Producer *self)
+{
+    Word *dropped = word_at(&self->memory, LANE_DROPPED);
+    store(dropped, load(dropped) + 1);
+}
+
 static inline void abort_claims(Producer *self)
 {
     self->claimed = self->tail;

@@ -3,7 +3,8 @@
 Read by one process, its owner; each lane is written by one producer.  Guarantees:
 
 - lanes of one class are visited in turn, with a budget each, so no producer starves another;
-- urgent lanes are visited before normal ones, and a budget keeps normal ones alive;
+- urgent lanes are visited first, and again several times in a turn; a budget for all of them
+  together keeps normal ones alive: where both have jobs, at least one in nine is a normal one;
 - several threads of the owner may wait at once: one is elected to sleep on the doorbell, and
   wakes the others, since two sleepers on one bell would eat each other's post;
 - what is closed while threads wait is let go of by the last of them, so that nothing is unmapped
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +34,10 @@ log = logging.getLogger("aembus")
 
 SLEEP_S_MAX: Final = 0.1
 LATE_POST_S: Final = 1.0
-BUDGETS: Final = (64, 128, 256)  # records in a turn, by lane class
+BUDGET: Final = 64  # records that a normal lane may give in a turn
+BUDGET_BESIDE_URGENT: Final = 16  # the same, in an inbox that has urgent lanes
+URGENT_BUDGET: Final = 128  # records that all urgent lanes together may give at a visit
+URGENT_VISITS: Final = 8  # at most so many in a turn
 
 _Turn = tuple[tuple[LaneConsumer, int], ...]
 
@@ -181,10 +186,19 @@ class Inbox:
 
     def _plan_turn(self, turns: list[_Turn], number: int) -> _Turn:
         normal, urgent, _ = self.lanes
-        turns[number] = (
-            *((lane, BUDGETS[layout.CLASS_URGENT]) for lane in urgent),
-            *((lane, BUDGETS[layout.CLASS_NORMAL]) for lane in normal[number:] + normal[:number]),
-        )
+        normal = normal[number:] + normal[:number]
+        if not urgent:
+            turns[number] = tuple((lane, BUDGET) for lane in normal)
+            return turns[number]
+        budget = max(URGENT_BUDGET // len(urgent), 1)
+        visit = [(lane, budget) for lane in urgent]
+        between = max(math.ceil(len(normal) / URGENT_VISITS), 1)
+        turn = visit[:]
+        for done, lane in enumerate(normal):
+            if done and done % between == 0:
+                turn += visit
+            turn.append((lane, BUDGET_BESIDE_URGENT))
+        turns[number] = tuple(turn)
         return turns[number]
 
     def take(self, lane: LaneConsumer) -> Record | None:
@@ -418,6 +432,10 @@ class Inbox:
     def count_failed(self) -> None:
         """Count a handler that raised."""
         self._words[layout.FAILED // 8] += 1
+
+    def count_expired(self) -> None:
+        """Count a job that was too old when its turn came."""
+        self._words[layout.EXPIRED // 8] += 1
 
     def show_unfinished(self, held: int, retrying: int) -> None:
         """Show how many jobs are held here, and how many wait for their next attempt."""

@@ -2,7 +2,7 @@
 
 Who touches what (see `layout` for the picture):
 
-- the producer's process writes `tail`, `room_wanted` and the records behind `tail`;
+- the producer's process writes `tail`, `room_wanted`, `dropped` and the records behind `tail`;
 - the consumer's process writes `head`, `dead`, `forwarded` and each record's `state`.
 
 Guarantees: a record is visible whole or not at all, since storing `tail` (one aligned word) is the
@@ -95,6 +95,7 @@ class LaneProducer:
         self._tail_word = (control + layout.LANE_TAIL) // 8
         self._head_word = (control + layout.LANE_HEAD) // 8
         self._room_word = (control + layout.LANE_ROOM_WANTED) // 8
+        self._dropped_word = (control + layout.LANE_DROPPED) // 8
         self._ring = ring
         self._capacity = ring_bytes >> UNIT_SHIFT
         self._slot = slot
@@ -229,6 +230,11 @@ class LaneProducer:
         if head == tail:
             return True
         return bool(((head - tail) & (self._capacity - 1)) * 2 >= self._capacity)
+
+    def count_dropped(self) -> None:
+        """Count a job that is not sent since there is no room, and that nobody waits with."""
+        with contextlib.suppress(ValueError):  # as above: nobody reads it any more
+            self._words[self._dropped_word] += 1
 
     def sent(self) -> int:
         """Return how many records this lane has carried in all, pads not counted."""
@@ -694,7 +700,15 @@ class LaneConsumer:
 class LaneCounts:
     """What a lane's words say about its records, read by anybody (statistics, tests)."""
 
-    __slots__ = ("dead_lettered", "delivered", "finished", "forwarded", "queued", "sent")
+    __slots__ = (
+        "dead_lettered",
+        "delivered",
+        "dropped",
+        "finished",
+        "forwarded",
+        "queued",
+        "sent",
+    )
 
     def __init__(self, words: memoryview, control: int) -> None:
         head = words[(control + layout.LANE_HEAD) // 8]  # head first: it never overtakes tail
@@ -705,3 +719,4 @@ class LaneCounts:
         self.dead_lettered = words[(control + layout.LANE_DEAD) // 8] & COUNT_MASK
         self.forwarded = words[(control + layout.LANE_FORWARDED) // 8] & COUNT_MASK
         self.delivered = self.finished - self.dead_lettered - self.forwarded
+        self.dropped = words[(control + layout.LANE_DROPPED) // 8]

@@ -24,9 +24,9 @@ Inbox segment (one a member; written by the owner unless said otherwise)::
 Lanes are numbered ``lane class * slots + producer's slot``.  Lane control::
 
      0 producer's line                      64 consumer's line                       128
-     +--------+------------+----- - - ------+--------+------+-----------+----- - - --+
-     | tail   | room_wanted|                | head   | dead | forwarded |            |
-     +--------+------------+----- - - ------+--------+------+-----------+----- - - --+
+     +--------+------------+---------+- - --+--------+------+-----------+----- - - --+
+     | tail   | room_wanted| dropped |      | head   | dead | forwarded |            |
+     +--------+------------+---------+- - --+--------+------+-----------+----- - - --+
 
 ``tail`` and ``head`` are *cursors*: the ring offset in 64-byte units in the low 18 bits, the
 number of records that went past in the high 46 (a year at two million a second).  One store moves
@@ -73,7 +73,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 INBOX_MAGIC: Final = 0x0A_E3_B0_5B_1B_0C_5A_01
 REGISTRY_MAGIC: Final = 0x0A_E3_B0_5B_1B_0C_5A_02
 
@@ -100,6 +100,7 @@ RESCUED_WAKEUPS: Final = 136
 CORRUPTED: Final = 144
 HELD: Final = 152  # how many jobs the owner holds now, and
 RETRYING: Final = 160  # how many wait there for their next attempt
+EXPIRED: Final = 168  # jobs that became dead letters since they were too old
 COUNTERS: Final = 192
 COUNTERS_MAX: Final = 32
 DOORS: Final = 512
@@ -107,13 +108,14 @@ DOORS: Final = 512
 # --- lane classes and controls ------------------------------------------------------------------
 CLASS_NORMAL: Final = 0
 CLASS_URGENT: Final = 1
-CLASS_REPLY: Final = 2
+CLASS_REPLY: Final = 2  # the classes before it carry jobs
 LANE_CLASSES: Final = 3
 CLASS_NAMES: Final = ("normal", "urgent", "reply")
 
 LANE_CONTROL_BYTES: Final = 2 * CACHE_LINE
 LANE_TAIL: Final = 0
 LANE_ROOM_WANTED: Final = 8
+LANE_DROPPED: Final = 16  # jobs that were not sent since there was no room: full="drop"
 LANE_HEAD: Final = 64
 LANE_DEAD: Final = 72
 LANE_FORWARDED: Final = 80
@@ -148,8 +150,9 @@ KIND_JOB: Final = 2
 KIND_TIMER: Final = 3
 KIND_CALL: Final = 4
 KIND_REPLY: Final = 5
-KINDS: Final = frozenset((KIND_JOB, KIND_TIMER, KIND_CALL, KIND_REPLY))
-KINDS_FOR_EVENTS: Final = (KIND_JOB, KIND_CALL)  # in a member's inbox
+KIND_JOB_WITH_TTL: Final = 6  # so that whoever delivers plain jobs need not look at deadlines
+KINDS: Final = frozenset((KIND_JOB, KIND_TIMER, KIND_CALL, KIND_REPLY, KIND_JOB_WITH_TTL))
+KINDS_FOR_EVENTS: Final = (KIND_JOB, KIND_CALL, KIND_JOB_WITH_TTL)  # in a member's inbox
 
 FLAG_WANTS_REPLY: Final = 1
 FLAG_FAILED: Final = 2
@@ -266,8 +269,9 @@ def _round_up(number: int, step: int) -> int:
 
 assert RECORD_HEADER.size == RECORD_HEADER_BYTES == UNIT == 1 << UNIT_SHIFT
 assert COUNTERS + COUNTERS_MAX * WORD <= DOORS
-assert max(RESCUED_WAKEUPS, RETRYING) < COUNTERS and SLEEPING // CACHE_LINE != FAILED // CACHE_LINE
+assert max(RESCUED_WAKEUPS, EXPIRED) < COUNTERS and SLEEPING // CACHE_LINE != FAILED // CACHE_LINE
 assert LANE_HEAD // CACHE_LINE != LANE_TAIL // CACHE_LINE
+assert LANE_DROPPED // CACHE_LINE == LANE_TAIL // CACHE_LINE
 assert STATE_ATTEMPT_MAX << STATE_ATTEMPT_SHIFT < 1 << STATE_FAILURE_SHIFT
 assert STATE_FAILURE_MAX << STATE_FAILURE_SHIFT < 1 << 64
 assert BELL_TICKET == BELL_KIND_MASK + 1

@@ -19,6 +19,8 @@ from aembus.shm.names import shared_name
 from aembus.shm.segment import Segment
 
 _SLEEPING_WORD: Final = layout.SLEEPING // layout.WORD
+_HEAD: Final = layout.LANE_HEAD // layout.WORD
+_TAIL: Final = layout.LANE_TAIL // layout.WORD
 
 
 class Peer:
@@ -43,6 +45,8 @@ class Peer:
         self._words = self._segment.words
         self._ringer = Ringer(bus, nonce, inbox_id)
         self._lanes: list[LaneProducer | None] = [None] * layout.LANE_CLASSES
+        self._doors = b""
+        self._controls: list[int] = []  # of the lanes for jobs whose door is open, as word numbers
 
     @property
     def memory(self) -> memoryview:
@@ -88,6 +92,27 @@ class Peer:
             slots, layout.lane_index(slots, lane_class, self._own_slot)
         )
         return int(self._words[(control + layout.LANE_HEAD) // layout.WORD])
+
+    def queued(self) -> int:
+        """Return how many jobs are in the inbox, whoever sent them: waiting, in hand or held.
+
+        It looks at each open lane: a fraction of a microsecond for each producer.
+        """
+        segment, slots = self._segment, self._segment.slots
+        doors = segment.memory[layout.DOORS : layout.DOORS + layout.CLASS_REPLY * slots].tobytes()
+        if doors != self._doors:
+            self._controls = [
+                layout.lane_control_offset(slots, lane) // layout.WORD
+                for lane, door in enumerate(doors)
+                if door == layout.DOOR_OPEN
+            ]
+            self._doors = doors
+        words, queued = self._words, 0
+        for control in self._controls:
+            head = words[control + _HEAD]  # head first: it never overtakes tail
+            tail = words[control + _TAIL]
+            queued += (tail >> layout.CURSOR_OFFSET_BITS) - (head >> layout.CURSOR_OFFSET_BITS)
+        return queued
 
     def ring(self) -> None:
         """Post the doorbell if its owner sleeps.  A fence must lie behind the last `commit`."""

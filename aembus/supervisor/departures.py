@@ -129,7 +129,10 @@ class Departures:
         if not siblings:
             return False
         target: Target = siblings[(key_hash or sequence) % len(siblings)]
-        return bool(self.hosting.send(target, Job(payload, key_hash)))
+        job = Job(payload, key_hash)
+        if header[1] == layout.KIND_JOB_WITH_TTL:
+            job = job._replace(kind=layout.KIND_JOB_WITH_TTL, deadline_ns=header[7])
+        return bool(self.hosting.send(target, job))
 
     def _keep(self, member: Member, lane_class: int, record: Record, reason: str) -> bool:
         self._keep_record(member, lane_class, record, reason)

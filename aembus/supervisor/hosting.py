@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from aembus.codec import decode, encode
 from aembus.errors import AembusError, ServiceLoadError
+from aembus.options import DROP
 from aembus.routing import ServiceVersion, Target
 from aembus.sender import FULL, IN_TURN, Job, Route, Sender
 from aembus.services.base import Caller, Service
@@ -243,9 +244,9 @@ class Hosting:
 
     def _reply(self, record: Record, flags: int, payload: bytes) -> None:
         job = Job(payload, kind=layout.KIND_REPLY, flags=flags, reply_id=record.reply_id)
-        target = Target(record.origin_slot, 0)
+        target = Target(record.origin_slot, 0, layout.CLASS_REPLY)
         try:
-            if self._sender.try_send(target, job, layout.CLASS_REPLY) == FULL:
+            if self._sender.try_send(target, job) == FULL:
                 log.error("slot %d does not take its replies; one is dropped", target.slot)
         except AembusError as error:  # the turn goes on: the others must not wait for this one
             log.error("slot %d cannot get its replies; one is dropped: %s", target.slot, error)
@@ -282,7 +283,7 @@ class Hosting:
 
     def send_now(self, target: Target, job: Job) -> int:
         """Send without parking; return 1, or 0 if the member is not on the bus, or FULL."""
-        if self._parking.is_parked(target.slot):
+        if self._parking.is_parked(_lane_of(target)):
             return FULL  # behind those
         return self._sender.try_send(target, job)
 
@@ -295,25 +296,31 @@ class Hosting:
             return 1
 
     def _try_send_or_park(self, parked: Parked) -> int:
-        slot = parked.target.slot
-        if not self._parking.is_parked(slot):
-            sent = self._sender.try_send(parked.target, parked.job)
+        target, lane = parked.target, _lane_of(parked.target)
+        # What was sent to one event was counted before, and is not to be dropped.
+        drops = target.full == DROP and parked.point is not None
+        if not self._parking.is_parked(lane):
+            sent = self._sender.try_send(target, parked.job)
             if sent != FULL:
                 return sent
-            self._sender.want_room(slot, True)
-            sent = self._sender.try_send(parked.target, parked.job)  # room that came meanwhile
-            if sent != FULL:
-                return sent
+            if not drops:
+                self._sender.want_room(target, True)
+                sent = self._sender.try_send(target, parked.job)  # room that came meanwhile
+                if sent != FULL:
+                    return sent
+        if drops:
+            self._sender.count_dropped(target)
+            return 0
         size_bytes = len(parked.job.payload) + PARKED_ITEM_BYTES
-        self._parking.park(slot, parked, size_bytes, parked.source)
+        self._parking.park(lane, parked, size_bytes, parked.source)
         return 1
 
     def _flush_parked(self) -> None:
         resumed: set[int] = set()
-        for slot in self._parking.slots():
-            resumed.update(self._parking.flush(slot, self._try_parked))
-            if not self._parking.is_parked(slot):
-                self._sender.want_room(slot, False)
+        for lane in self._parking.slots():
+            resumed.update(self._parking.flush(lane, self._try_parked))
+            if not self._parking.is_parked(lane):
+                self._sender.want_room(_target_of(lane), False)
         if resumed:
             for service in self._services.values():
                 service.on_room(resumed)
@@ -326,7 +333,7 @@ class Hosting:
 
     def _route_anew(self, parked: Parked) -> None:
         if parked.point is None:
-            if parked.job.kind == layout.KIND_JOB:
+            if parked.job.kind in layout.KINDS_FOR_EVENTS:
                 self._on_lost(parked, MEMBER_WENT)
             return  # else an expiry, for a process that is no more
         key_hash = None if parked.job.key_hash == IN_TURN else parked.job.key_hash
@@ -362,9 +369,9 @@ class Hosting:
         for service in self._services.values():
             service.on_registry_changed()
         members = self._sender.refresh().members
-        for slot in self._parking.slots():
-            if slot not in members:
-                for parked in self._parking.take_all(slot):
+        for lane in self._parking.slots():
+            if _target_of(lane).slot not in members:
+                for parked in self._parking.take_all(lane):
                     self._route_anew(parked)
                 self._schedule_turn()  # its flush names the sources that this slot held back
 
@@ -419,6 +426,16 @@ class Hosting:
             {"name": v.name, "version": v.version, **self._services[v.name].statistics()}
             for v in self._versions
         ]
+
+
+# What is parked is kept apart by lane: an urgent job does not wait behind the others.
+def _lane_of(target: Target) -> int:
+    return layout.lane_index(layout.SLOTS_MAX, target.lane_class, target.slot)
+
+
+def _target_of(lane: int) -> Target:
+    lane_class, slot = divmod(lane, layout.SLOTS_MAX)
+    return Target(slot, 0, lane_class)
 
 
 def _service_class(spec: str) -> type[Service]:

@@ -27,13 +27,17 @@ log = logging.getLogger("aembus")
 class Totals:
     """Jobs, summed over lanes.  ``sent = delivered + dead_lettered + queued`` always holds.
 
-    A job that was forwarded counts where it went to, not where it came from.
+    A job that was forwarded counts where it went to, not where it came from.  `dropped` were never
+    sent: there was no room, and their event is registered with full="drop".  `expired` are those
+    of the dead-lettered ones that were too old; a kill may make one of them count twice.
     """
 
     sent: int = 0
     delivered: int = 0
     dead_lettered: int = 0
     queued: int = 0
+    dropped: int = 0
+    expired: int = 0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
@@ -41,6 +45,8 @@ class Totals:
             self.delivered + other.delivered,
             self.dead_lettered + other.dead_lettered,
             self.queued + other.queued,
+            self.dropped + other.dropped,
+            self.expired + other.expired,
         )
 
 
@@ -122,7 +128,7 @@ class Inboxes:
 
     def totals(self, inbox_id: int) -> Totals:
         """Return what went through an inbox, all its lanes together."""
-        totals = Totals()
+        totals = Totals(expired=self.word(inbox_id, layout.EXPIRED))
         for _, _, counts in self._counts(inbox_id):
             totals += _totals(counts)
         return totals
@@ -262,5 +268,9 @@ class Inboxes:
 
 def _totals(counts: LaneCounts) -> Totals:
     return Totals(
-        counts.sent - counts.forwarded, counts.delivered, counts.dead_lettered, counts.queued
+        counts.sent - counts.forwarded,
+        counts.delivered,
+        counts.dead_lettered,
+        counts.queued,
+        counts.dropped,
     )

@@ -71,6 +71,8 @@ def _member_statistics(member: Member, inboxes: Inboxes) -> dict[str, Any]:
         "held": inboxes.word(member.inbox_id, layout.HELD),
         "retrying": inboxes.word(member.inbox_id, layout.RETRYING),
         "dead_lettered": inboxes.totals(member.inbox_id).dead_lettered,
+        "expired": inboxes.word(member.inbox_id, layout.EXPIRED),
+        "dropped": inboxes.totals(member.inbox_id).dropped,
         "failed": inboxes.word(member.inbox_id, layout.FAILED),
         "rescued_wakeups": inboxes.word(member.inbox_id, layout.RESCUED_WAKEUPS),
         "corrupted": inboxes.word(member.inbox_id, layout.CORRUPTED),

@@ -150,15 +150,19 @@ class Members:
 
         They are pending until `publish` or `publish_all`.  Raises RegistrationError.
         """
-        ids = []
+        registrations = []
         for point, name, document in wanted:
             options = RoutingOptions(**document)
-            registration = Registration(point, name, options.group, options)
+            registrations.append(Registration(point, name, options.group, options))
+        self._check_policies(member, registrations)
+        ids = []
+        for registration in registrations:
             there = [*member.events.values(), *member.stopped.values()]
             if registration in there and member.state == STATE_RUNNING:
                 raise RegistrationError(
                     "this member has such an event already; give another name=..., "
-                    f"point={point!r}, name={name!r}, group={options.group!r}"
+                    f"point={registration.point!r}, name={registration.name!r}, "
+                    f"group={registration.group!r}"
                 )
             key = (member.name, registration)
             event_id = self._stable_ids.get(key)
@@ -168,6 +172,35 @@ class Members:
             self._known[event_id] = registration
             ids.append(event_id)
         return ids
+
+    def _check_policies(self, member: Member, wanted: list[Registration]) -> None:
+        # One pass for all that is wanted: there may be thousands of events.
+        policies: dict[tuple[str, str], tuple[str, str]] = {}
+
+        def check(name: str, event: Registration) -> None:
+            if event.group is None:
+                return
+            key = event.point, event.group
+            policy, other = policies.setdefault(key, (event.options.policy, name))
+            if policy != event.options.policy:
+                raise RegistrationError(
+                    "the events of one group have one policy, "
+                    f"point={event.point!r}, group={event.group!r}, "
+                    f"policy={policy!r} of member={other!r}, "
+                    f"policy={event.options.policy!r} of member={name!r}"
+                )
+
+        for event in wanted:
+            check(member.name, event)
+        for other in self._by_slot.values():
+            if not other.listed:
+                continue
+            known = list(other.pending.values())
+            if other is not member or member.state == STATE_RUNNING:  # else its last process's
+                known += [*other.events.values(), *other.stopped.values()]
+            for event in known:
+                if (event.point, event.group) in policies:
+                    check(other.name, event)
 
     def publish(self, member: Member, stopped: list[int]) -> None:
         """Add the member's pending events to those published, or to its stopped ones."""

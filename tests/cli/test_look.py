@@ -19,7 +19,8 @@ from aembus.shm import names
 from aembus.supervisor.ownership import lock_holder
 
 MODULE_BUS = f"t{os.getpid()}-look"
-NOTHING = {"sent": 0, "delivered": 0, "dead_lettered": 0, "queued": 0}
+COUNTS = ("sent", "delivered", "dead_lettered", "queued", "expired", "dropped")
+NOTHING = dict.fromkeys(COUNTS, 0)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_stats_for_a_person(busy_bus: str, capsys: pytest.CaptureFixture[str]) -
     lines = members.splitlines()
     title = lines[0].split()
     assert title == ["slot", "kind", "name", "pid", "state", "restarts", "delivered", "queued",
-                     "held", "retrying", "dead", "failed"]  # fmt: skip
+                     "held", "retrying", "dead", "expired", "dropped", "failed"]  # fmt: skip
     rows = [dict(zip(title, line.split(), strict=True)) for line in lines[1:]]
     assert [(row["slot"], row["name"]) for row in rows] == [
         ("0", "supervisor"), ("1", "calls-1"), ("2", "calls-2"),
@@ -84,7 +85,7 @@ def test_stats_for_a_person(busy_bus: str, capsys: pytest.CaptureFixture[str]) -
     assert sum(int(row["delivered"]) for row in rows) == 10
     assert sum(int(row["dead"]) for row in rows) == 1
     assert sum(int(row["failed"]) for row in rows) == 1
-    assert totals == "sent 11 = delivered 10 + dead-lettered 1 + queued 0"
+    assert totals == ("sent 11 = delivered 10 + dead-lettered 1 + queued 0; expired 0, dropped 0")
     assert [line.split() for line in points.splitlines()] == [
         ["point", "events", "stopped"],
         ["work", "2", "0"],

@@ -13,7 +13,14 @@ from aembus.shm import inbox as inbox_module
 from aembus.shm import lane as reference
 from aembus.shm import layout, names
 from aembus.shm.doorbell import unlink_bell
-from aembus.shm.inbox import BUDGETS, Inbox, inbox_role
+from aembus.shm.inbox import (
+    BUDGET,
+    BUDGET_BESIDE_URGENT,
+    URGENT_BUDGET,
+    URGENT_VISITS,
+    Inbox,
+    inbox_role,
+)
 from aembus.shm.peer import Peer
 from tests.support.interruption import At, every_ctrl_c
 from tests.support.shared import (
@@ -141,7 +148,7 @@ def test_a_lane_whose_head_makes_no_sense_stays_closed(
 
 
 def test_urgent_comes_first_and_normal_is_not_starved(household: Household) -> None:
-    """In each turn urgent lanes are emptied up to their budget, and then normal ones to theirs."""
+    """Urgent lanes share a budget, and then normal ones have theirs."""
     lane_records = LANE_BYTES // layout.UNIT
     household.peers[0].lane(URGENT)
     for number in range(lane_records):
@@ -151,15 +158,34 @@ def test_urgent_comes_first_and_normal_is_not_starved(household: Household) -> N
             assert put(household.peers[3], b"", NORMAL)
     inbox = household.inbox
     budgets = [(inbox.lane_class(lane), budget) for lane, budget in inbox.turn()]
-    assert budgets == [(URGENT, BUDGETS[URGENT])] * 4 + [(NORMAL, BUDGETS[NORMAL])]
-    assert BUDGETS[URGENT] > BUDGETS[NORMAL] > 0
+    urgent, normal = (URGENT, URGENT_BUDGET // 4), (NORMAL, BUDGET_BESIDE_URGENT)
+    assert budgets == [urgent] * 4 + [normal]
+    assert URGENT_BUDGET <= 8 * BUDGET_BESIDE_URGENT
+    assert lane_records > URGENT_BUDGET // 4
     classes = [inbox.lane_class(record.lane) for record in take_turn(inbox)]
-    assert classes == [URGENT] * 4 * lane_records + [NORMAL] * 3
+    assert classes == [URGENT] * URGENT_BUDGET + [NORMAL] * 3
+
+
+def test_urgent_lanes_are_visited_again_and_again_in_a_turn(bus_name: str) -> None:
+    """Among many normal lanes an urgent job waits for a few of them, not for the whole turn."""
+    producers = 3 * URGENT_VISITS
+    with (
+        inbox_made(bus_name, slots=producers),
+        inbox_open(bus_name) as inbox,
+        contextlib.ExitStack() as stack,
+    ):
+        peers = [stack.enter_context(peer_open(bus_name, slot)) for slot in range(producers)]
+        for peer in peers:
+            assert put(peer, b"")
+        assert [budget for _, budget in inbox.turn()] == [BUDGET] * producers
+        assert put(peers[0], b"", URGENT)
+        classes = [inbox.lane_class(lane) for lane, _ in inbox.turn()]
+        assert classes == [URGENT, NORMAL, NORMAL, NORMAL] * URGENT_VISITS
 
 
 def test_a_lane_gives_no_more_than_its_budget(bus_name: str) -> None:
     """A producer that fills its lane all the time leaves room for the others in every turn."""
-    records = BUDGETS[NORMAL] + 10
+    records = BUDGET + 10
     with (
         inbox_made(bus_name, lane_bytes=16 * 1024),
         inbox_open(bus_name) as inbox,
@@ -171,7 +197,7 @@ def test_a_lane_gives_no_more_than_its_budget(bus_name: str) -> None:
         assert put(modest, b"")
         first = Counter(record.origin_slot for record in take_turn(inbox))
         second = Counter(record.origin_slot for record in take_turn(inbox))
-    assert first == {0: BUDGETS[NORMAL], 1: 1}
+    assert first == {0: BUDGET, 1: 1}
     assert second == {0: 10}
 
 

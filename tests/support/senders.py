@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from aembus.codec import encode
+from aembus.options import RoutingOptions
 from aembus.sender import IN_TURN, Sender
 from aembus.shm import layout
 from aembus.shm.registry import RegistryReader
@@ -46,7 +47,7 @@ class Registry:
         ]
         points = {
             POINT: [
-                [event_id, slot, {} if group is None else {"group": group}]
+                [event_id, slot, RoutingOptions(group=group).to_document()]
                 for event_id, slot, group in self.registrations
             ]
         }

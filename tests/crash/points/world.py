@@ -203,8 +203,8 @@ class World:
         document = {
             "members": members,
             "points": {
-                JOBS: [[EVENTS[CONSUMER, JOBS], CONSUMER, "one"]],
-                BOTH: [[EVENTS[slot, BOTH], slot, None] for slot in (CONSUMER, SECOND)],
+                JOBS: [[EVENTS[CONSUMER, JOBS], CONSUMER, {"group": "one"}]],
+                BOTH: [[EVENTS[slot, BOTH], slot, {}] for slot in (CONSUMER, SECOND)],
             },
             "services": [],
             "generation": self._writer.generation + 1,
