@@ -9,21 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from aembus.errors import ServiceError
 from aembus.services.base import Caller, Host, Service, call
-from aembus.services.framing import load_framer
-from aembus.services.tcp_address import address_text, bind, host_of
-from aembus.services.tcp_client import ENVELOPE_BYTES, REDELIVER
-from aembus.services.tcp_connection import NS, Connection, Origin
-from aembus.services.tcp_failure import load_failure
-from aembus.services.tcp_limits import Deadlines
-from aembus.services.tcp_listener import Listener
-from aembus.services.tcp_options import Options
-from aembus.services.tcp_stream import Stream
+
+from .tcp_address import address_text, bind, host_of, peer_text
+from .tcp_client import ENVELOPE_BYTES, REDELIVER
+from .tcp_connection import NS, Connection, Origin
+from .tcp_limits import Deadlines
+from .tcp_listener import Listener, Parts, find_parts
+from .tcp_options import Options
+from .tcp_outgoing import Outgoing, open_socket
+from .tcp_stream import Stream
 
 log = logging.getLogger("aembus")
 
@@ -44,6 +45,8 @@ class TcpService(Service):
         self._listeners: dict[str, Listener] = {}
         self._connections: dict[int, Connection] = {}
         self._dirty: list[Connection] = []
+        self._opening: dict[int, asyncio.Future[None]] = {}  # whose call of connect waits
+        self._waiting: set[int] = set()  # until somebody is registered at their point
         self._deadlines = Deadlines()
         self._look: asyncio.TimerHandle | None = None
         self._look_ns = 0
@@ -67,14 +70,74 @@ class TcpService(Service):
                     f"address={address!r}, wanted={options}, has={listener.options}"
                 )
             return listener.address
-        if self._closing:
-            raise ServiceError(f"the bus is stopping, address={address!r}")
-        options.check_message_fits(self.host.job_bytes_max - ENVELOPE_BYTES)
-        make, failure = load_framer(options.framer), load_failure(options.on_worker_death)
-        listener = Listener(self._loop, bind(address), options, make, failure, self)
+        bound_with = self._find_parts(address, options, server_side=True)
+        bound = bind(address, options.reuse_port, options.mode)
+        listener = Listener(self._loop, bound, bound_with, self)
         self._listeners[known_as] = self._listeners[listener.address] = listener
         self.on_registry_changed()
         return listener.address
+
+    def _find_parts(self, address: str, options: Options, server_side: bool) -> Parts:
+        if self._closing:
+            raise ServiceError(f"the bus is stopping, address={address!r}")
+        options.check_message_fits(self.host.job_bytes_max - ENVELOPE_BYTES)
+        return find_parts(options, server_side)
+
+    @call
+    async def connect(
+        self, caller: Caller, address: str, given: dict[str, Any], connect_s_max: float
+    ) -> int:
+        """See TcpClient.connect."""
+        parts = self._find_parts(address, Options(**given), server_side=False)
+        origin = Outgoing(parts, address)
+        try:
+            async with asyncio.timeout(connect_s_max):
+                connected, name = await open_socket(self._loop, address)
+        except OSError as error:  # TimeoutError is one
+            self.count("connect_errors")
+            reason = os.strerror(error.errno) if error.errno else str(error) or "it took too long"
+            raise ServiceError(
+                f"cannot connect, address={address!r}, connect_s_max={connect_s_max}, "
+                f"error={reason!r}"
+            ) from error
+        connection = self._take_up(origin, connected, address_text(name), None)
+        self._opening[connection.id] = opening = self._loop.create_future()
+        connection.begin()
+        try:
+            await opening
+        finally:
+            self._opening.pop(connection.id, None)
+        self.count("connected")
+        return connection.id
+
+    @call
+    def stop_listening(self, caller: Caller, address: str, drain_s_max: float) -> int:
+        """See TcpClient.stop_listening."""
+        listener = self._listener(address)
+        for known_as in [known for known, other in self._listeners.items() if other is listener]:
+            del self._listeners[known_as]
+        listener.close()
+        theirs = [c for c in self._connections.values() if c.origin is listener]
+        due_ns = self.host.now_ns() + int(drain_s_max * NS)
+        for connection in theirs:
+            connection.end_by(due_ns)
+        return len(theirs)
+
+    @call
+    def reload(self, caller: Caller, address: str) -> None:
+        """See TcpClient.reload."""
+        listener = self._listener(address)
+        if listener.tls is None:
+            raise ServiceError(f"it does not speak TLS, address={address!r}")
+        listener.tls.reload()
+
+    def _listener(self, address: str) -> Listener:
+        listener = self._listeners.get(address)
+        if listener is None:
+            raise ServiceError(
+                f"nobody listens there, address={address!r}, known={sorted(self._listeners)}"
+            )
+        return listener
 
     @call
     def send(self, caller: Caller, connection: int, data: bytes) -> None:
@@ -119,6 +182,12 @@ class TcpService(Service):
         for listener in self._listeners.values():
             if not listener.is_accepting and self.host.has_events(listener.options.point):
                 listener.start()
+        for number in list(self._waiting):
+            connection = self._connections.get(number)
+            if connection is None or self.host.has_events(connection.origin.options.point):
+                self._waiting.discard(number)
+                if connection is not None:
+                    connection.resume()
 
     def on_request_lost(self, point: str, data: Sequence[Any], given_up: bool) -> bool:
         """Answer a message whose worker died, or close its connection, as its listener wants."""
@@ -181,10 +250,11 @@ class TcpService(Service):
     def accepted(self, listener: Listener, connected: socket.socket, name: object) -> None:
         """See Acceptor."""
         self.count("accepted")
-        self._take_up(listener, connected, address_text(name), host_of(name)).open()
+        counted_as = None if listener.options.proxy_protocol else host_of(name)
+        self._take_up(listener, connected, peer_text(connected, name), counted_as).begin()
 
     def _take_up(
-        self, origin: Listener, connected: socket.socket, peer: str, counted_as: str
+        self, origin: Origin, connected: socket.socket, peer: str, counted_as: str | None
     ) -> Connection:
         number = self.host.new_source()
         connection = Connection(
@@ -200,8 +270,24 @@ class TcpService(Service):
         """See Keeper."""
         self._dirty.append(connection)
 
+    def opened(self, connection: Connection) -> None:
+        """See Keeper."""
+        if not self.host.has_events(connection.origin.options.point):
+            self._waiting.add(connection.id)
+        opening = self._opening.get(connection.id)
+        if opening is not None and not opening.done():
+            opening.set_result(None)
+
     def closed(self, connection: Connection) -> None:
         """See Keeper."""
+        self._waiting.discard(connection.id)
+        opening = self._opening.get(connection.id)
+        if opening is not None and not opening.done():
+            opening.set_exception(
+                ServiceError(
+                    f"cannot connect, address={connection.peer!r}, error={connection.failure!r}"
+                )
+            )
         self._connections.pop(connection.id, None)
         self._deadlines.forget(connection.id)
         self.host.forget_source(connection.id)

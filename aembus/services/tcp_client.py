@@ -6,7 +6,7 @@ The service owns the sockets, so a member's death closes no connection; members 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypedDict
 
 from aembus.bus import Bus
 from aembus.routing import ServiceVersion
@@ -14,7 +14,17 @@ from aembus.routing import ServiceVersion
 REDELIVER: Final = "redeliver"
 CLOSE: Final = "close"
 ENVELOPE_BYTES: Final = 128  # what encoding a connection, some bytes and a peer adds, at most
+ANSWER_S: Final = 1.0  # for the answer, when what it tells of was given all of its time
 CLOSE_CALLS: Final = {"both": "close", "write": "shut"}
+
+
+class Tls(TypedDict, total=False):
+    """What to speak TLS with: paths of PEM files, and a name; see TcpClient.listen and connect."""
+
+    certificate: str
+    key: str
+    authorities: str
+    server_hostname: str
 
 
 class TcpClient:
@@ -41,6 +51,11 @@ class TcpClient:
         message_s_max: float | None = 30.0,
         idle_s_max: float | None = None,
         with_peer: bool = False,
+        handshake_s_max: float = 10.0,
+        tls: Tls | None = None,
+        proxy_protocol: bool = False,
+        reuse_port: bool = False,
+        mode: int | None = None,
         on_open: str | None = None,
         on_close: str | None = None,
         on_end: str | None = None,
@@ -55,7 +70,9 @@ class TcpClient:
         registered at `point`.
 
         Args:
-            address: "host:port"; port 0 lets the system choose, once for each `point`.
+            address: "host:port", where port 0 lets the system choose, once for each `point`;
+                "unix:/path"; or "systemd:NAME", a socket that systemd passed to the process which
+                hosts the service, by its FileDescriptorName= or its number, 3 for the first.
             point: activated with (connection, message), keyed by what the framer says, else by
                 the connection.
             framer: "raw", "line", "length", or "module:Class".
@@ -69,6 +86,17 @@ class TcpClient:
             idle_s_max: a connection on which nothing came or went for so long is closed; None:
                 it stays.
             with_peer: activate `point` with (connection, message, peer's address).
+            handshake_s_max: the proxy's header and the TLS handshake have to be over within so
+                many seconds.
+            tls: speak TLS, with the files of these paths (PEM): "certificate" (the whole chain),
+                "key" (if it is not in the same file), and "authorities": only peers with a
+                certificate that one of them has signed are let in.  Files that are replaced are
+                used for new connections within a second; see also `reload`.
+            proxy_protocol: each connection begins with a header of the PROXY protocol, version 2,
+                which says whose it is.  Only for who can be reached by its proxies alone.
+            reuse_port: let other sockets of this user have the same port, if they say so too; the
+                kernel deals the connections out (SO_REUSEPORT, socket(7)).
+            mode: of a unix socket's file; None: 0o600.  A file that a dead server left is replaced.
             on_open: a point activated with (connection, peer's address).
             on_close: a point activated with (connection,).
             on_end: a point activated with (connection,) when the peer has shut its writing side;
@@ -98,6 +126,11 @@ class TcpClient:
             "message_s_max": message_s_max,
             "idle_s_max": idle_s_max,
             "with_peer": with_peer,
+            "handshake_s_max": handshake_s_max,
+            "tls": None if tls is None else dict(tls),
+            "proxy_protocol": proxy_protocol,
+            "reuse_port": reuse_port,
+            "mode": mode,
             "on_open": on_open,
             "on_close": on_close,
             "on_end": on_end,
@@ -106,6 +139,83 @@ class TcpClient:
         }
         result: str = self._bus.call_service(self._service, "listen", (address, options), timeout)
         return result
+
+    def connect(
+        self,
+        address: str,
+        point: str,
+        *,
+        framer: str = "raw",
+        message_bytes_max: int = 65536,
+        unsent_bytes_max: int = 262144,
+        message_s_max: float | None = 30.0,
+        idle_s_max: float | None = None,
+        with_peer: bool = False,
+        handshake_s_max: float = 10.0,
+        tls: Tls | None = None,
+        on_close: str | None = None,
+        on_end: str | None = None,
+        on_room: str | None = None,
+        on_worker_death: str | bytes | Callable[[bytes], bytes] = REDELIVER,
+        timeout: float = 5.0,
+    ) -> int:
+        """Connect to `address` and activate `point` with each message; return the connection.
+
+        It is read once somebody is registered at `point`.  It is the service's, as all are: it
+        outlives the worker that asked for it.
+
+        Args:
+            address: "host:port" or "unix:/path".
+            tls: speak TLS: "authorities", a file of those who are trusted to sign the peer's
+                certificate (without it: those that the system trusts); "server_hostname", if it is
+                not the host of `address`; "certificate" and "key", if the peer wants one.
+            timeout: for the connection to be there, the TLS handshake included, in seconds.
+
+        The others are as in `listen`.
+
+        Raises: CallFailed: it cannot be reached, its certificate is not trusted.
+        """
+        options = {
+            "point": point,
+            "framer": framer,
+            "message_bytes_max": message_bytes_max,
+            "unsent_bytes_max": unsent_bytes_max,
+            "message_s_max": message_s_max,
+            "idle_s_max": idle_s_max,
+            "with_peer": with_peer,
+            "handshake_s_max": min(handshake_s_max, timeout),
+            "tls": None if tls is None else dict(tls),
+            "on_close": on_close,
+            "on_end": on_end,
+            "on_room": on_room,
+            "on_worker_death": _death_to_send(on_worker_death),
+        }
+        data = (address, options, timeout)
+        patience = timeout + ANSWER_S
+        result: int = self._bus.call_service(self._service, "connect", data, patience)
+        return result
+
+    def stop_listening(
+        self, address: str, drain_s_max: float = 30.0, *, timeout: float = 5.0
+    ) -> int:
+        """Give a listening address up; return how many of its connections are open.
+
+        They go on, and are closed when they are still open after `drain_s_max` seconds.  Another
+        `listen` may have the address at once.
+
+        Raises: CallFailed: nobody listens there.
+        """
+        data = (address, drain_s_max)
+        result: int = self._bus.call_service(self._service, "stop_listening", data, timeout)
+        return result
+
+    def reload(self, address: str, *, timeout: float = 5.0) -> None:
+        """Use the TLS files of a listener as they are now, for the connections to come.
+
+        Raises: CallFailed: nobody listens there, or the files do not fit; it goes on with those
+        that it had.
+        """
+        self._bus.call_service(self._service, "reload", (address,), timeout)
 
     def send(self, connection: int, data: bytes) -> None:
         """Send bytes down a connection; one that is closed already is left alone, and counted.

@@ -15,9 +15,10 @@ from typing import Any, Final, Protocol
 from aembus.codec import encode, key_hash
 from aembus.services.base import Host
 from aembus.services.framing import Answer, Framer, FramingError
-from aembus.services.tcp_failure import Failure
-from aembus.services.tcp_options import Options
-from aembus.services.tcp_stream import Stream
+
+from .tcp_failure import Failure
+from .tcp_opening import Entrance, Opening
+from .tcp_stream import Stream
 
 log = logging.getLogger("aembus")
 
@@ -27,10 +28,9 @@ UNSENT_S: Final = 10.0  # for a peer to take more of what is unsent, when we clo
 LINGER_S: Final = 1.0  # for a peer to close as well, once everything is sent
 
 
-class Origin(Protocol):
+class Origin(Entrance, Protocol):
     """Where a connection comes from: a listener, or a request to connect."""
 
-    options: Options
     failure: Failure | None
     make_framer: Callable[[int], Framer]
 
@@ -52,6 +52,9 @@ class Keeper(Protocol):
     def flush_later(self, connection: Connection) -> None:
         """Flush its stream at the end of this turn."""
 
+    def opened(self, connection: Connection) -> None:
+        """It is ready: header and handshake, where wanted, are over."""
+
     def closed(self, connection: Connection) -> None:
         """Know it no longer."""
 
@@ -65,12 +68,14 @@ class Connection:
         number: its id, a source of the host's.
         connected: the socket.
         peer: the other end's address as text.
-        counted_as: the address under which its origin counts it.
+        counted_as: the address under which its origin counts it; None: it is not counted in.
+        make_stream: makes its stream.
     """
 
     __slots__ = (
-        "_begun_ns", "_closing", "_end_ns", "_ending", "_framer", "_host", "_keeper", "_last_ns",
-        "_own_key", "_room_wanted", "counted_as", "id", "is_open", "origin", "peer", "stream",
+        "_begun_ns", "_closing", "_drained_ns", "_end_ns", "_ending", "_framer", "_held", "_host",
+        "_keeper", "_last_ns", "_own_key", "_room_wanted", "counted_as", "failure", "id",
+        "is_open", "origin", "peer", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -80,14 +85,16 @@ class Connection:
         number: int,
         connected: socket.socket,
         peer: str,
-        counted_as: str,
+        counted_as: str | None,
         make_stream: Callable[[socket.socket, Connection], Stream],
     ) -> None:
         self.id = number
         self.origin = origin
         self.peer = peer
         self.counted_as = counted_as
+        self.failure: str | None = None
         self.is_open = False
+        self._held = b""  # what came while nobody was at the point, and is not framed yet
         self._keeper = keeper
         self._host = keeper.host
         self._own_key = key_hash(number)
@@ -97,20 +104,49 @@ class Connection:
         self._ending = False  # nothing of what comes makes sense any more, or nothing will come
         self._end_ns = 0  # when to close, once it is ending
         self._closing = False
+        self._drained_ns = 0  # when to close, whatever goes on; 0: never
         self._room_wanted = False
         self.stream = make_stream(connected, self)
 
-    # --- from the peer --------------------------------------------------------------------------
+    # --- before anything is said ----------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Take the proxy's header and the TLS handshake where they are wanted, then open."""
+        options = self.origin.options
+        if options.proxy_protocol or self.origin.tls is not None:
+            self._begun_ns = self._last_ns
+            self._look_at_due()
+            self.stream.resume()
+        Opening(self, self.origin, self._host.now_ns()).begin()
+
+    def refuse(self, counted_as: str, reason: str) -> None:
+        """Close, before it was open."""
+        log.info("connection %d from %s is refused: %s", self.id, self.peer, reason)
+        self._keeper.count(counted_as)
+        self.failure = reason
+        self.close(linger=False)
 
     def open(self) -> None:
-        """Tell the point that wants to know, and begin to read."""
+        """Tell the point that wants to know, and begin to read once somebody is at the point."""
         self.is_open = True
+        self._begun_ns = 0
+        self._keeper.opened(self)
+        self._last_ns = self._host.now_ns()
         options = self.origin.options
         if options.on_open is not None:
             self._activate(options.on_open, encode((self.id, self.peer)))
-        self.stream.resume()
+        if self._host.has_events(options.point):
+            self.stream.resume()
+        else:
+            self.stream.pause()
         if options.idle_s_max is not None:
             self._look_at_due()
+
+    # --- from the peer --------------------------------------------------------------------------
+
+    def hold(self, data: bytes) -> None:
+        """Keep bytes until reading goes on."""
+        self._held += data
 
     def on_bytes(self, data: bytes) -> None:
         """Cut what arrived into messages and activate the point with each."""
@@ -171,7 +207,8 @@ class Connection:
         """The peer has shut its writing side: tell, or close when it has had its answers."""
         if self._ending:
             return
-        if self.stream.is_closing:
+        if self.stream.is_closing or not self.is_open:
+            self.failure = self.failure or "the peer has closed"
             self.close()
             return
         if self.origin.options.on_end is not None:
@@ -255,11 +292,16 @@ class Connection:
         if self.stream.ended:
             self.close()
 
-    def close(self) -> None:
-        """Close after what was sent before."""
+    def close(self, linger: bool = True) -> None:
+        """Close after what was sent before; see Stream.close_when_sent."""
         self._ending = self._closing = True
         self._last_ns = self._host.now_ns()
-        self.stream.close_when_sent()
+        self.stream.close_when_sent(linger)
+        self._look_at_due()
+
+    def end_by(self, due_ns: int) -> None:
+        """Close at a time, unless it is closed by then."""
+        self._drained_ns = due_ns
         self._look_at_due()
 
     def _end_in(self, seconds: float) -> None:
@@ -281,24 +323,38 @@ class Connection:
             if self._begun_ns:
                 self._begun_ns = self._last_ns
             self.stream.resume()
+            if self._held:
+                held, self._held = self._held, b""
+                self.on_bytes(held)
             self._look_at_due()
 
     def on_lost(self, error: OSError | None) -> None:
         """Forget the connection and tell the point that wants to know."""
+        if error is not None and self.failure is None:
+            self.failure = str(error)
         self._keeper.closed(self)
-        self.origin.leave(self.counted_as)
+        if self.counted_as is not None:
+            self.origin.leave(self.counted_as)
         if self.is_open and self.origin.options.on_close is not None:
             self._activate(self.origin.options.on_close, encode((self.id,)))
 
     # --- time -----------------------------------------------------------------------------------
 
     def _due_ns(self) -> tuple[int, str] | None:
+        due = self._own_due_ns()
+        if self._drained_ns and not self._closing and (due is None or self._drained_ns < due[0]):
+            return self._drained_ns, "drained_late"
+        return due
+
+    def _own_due_ns(self) -> tuple[int, str] | None:
         options = self.origin.options
         if self._closing:
             left_s = UNSENT_S if self.stream.unsent_bytes else LINGER_S
             return self._last_ns + int(left_s * NS), ""
         if self._ending:
             return self._end_ns, ""
+        if not self.is_open:
+            return self._begun_ns + int(options.handshake_s_max * NS), "handshake_timeouts"
         if not self.stream.is_reading and not self.stream.ended:
             return None  # paused, by ourselves; resuming sets it anew
         if self._begun_ns and options.message_s_max is not None:
@@ -320,9 +376,10 @@ class Connection:
         due_ns, counted_as = due
         if now_ns < due_ns:
             self._keeper.look_at(self, due_ns)
-        elif not self._ending:
+        elif counted_as:
             self._keeper.count(counted_as)
-            self.close()
+            self.failure = "it took too long"
+            self.close(linger=self.is_open)
         elif self._closing:
             self.stream.abort()  # the peer has not taken the end in time
         else:

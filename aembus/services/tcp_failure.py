@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-from aembus.services.tcp_client import CLOSE, REDELIVER
+from .tcp_client import CLOSE, REDELIVER
 
 Failure = Callable[[bytes], bytes]
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
-from aembus.services.framing import Framer
-from aembus.services.tcp_address import address_text, host_of
-from aembus.services.tcp_failure import Failure
-from aembus.services.tcp_limits import Census
-from aembus.services.tcp_options import Options
+from aembus.services.framing import Framer, load_framer
+
+from .tcp_address import UNIX, address_text, bound_path, host_of, unlink_unix
+from .tcp_failure import Failure, load_failure
+from .tcp_limits import Census
+from .tcp_options import Options
+from .tcp_tls import TlsFiles
 
 log = logging.getLogger("aembus")
 
@@ -28,10 +32,27 @@ class Acceptor(Protocol):
     """Whom a listener tells."""
 
     def accepted(self, listener: Listener, connected: socket.socket, name: object) -> None:
-        """Take a connection up, which is counted in already."""
+        """Take a connection up; it is counted in already, unless a proxy is to say whose it is."""
 
     def count(self, what: str) -> None:
         """Count something for the statistics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What options name, found."""
+
+    options: Options
+    make_framer: Callable[[int], Framer]
+    failure: Failure | None
+    tls: TlsFiles | None
+
+
+def find_parts(options: Options, server_side: bool) -> Parts:
+    """Find what the options name.  Raises: ServiceError, ValueError for what cannot be had."""
+    tls = None if options.tls is None else TlsFiles(options.tls, server_side)
+    make, failure = load_framer(options.framer), load_failure(options.on_worker_death)
+    return Parts(options, make, failure, tls)
 
 
 class Listener:
@@ -40,25 +61,32 @@ class Listener:
     Args:
         loop: whose readers tell of connections.
         bound: listens, and does not block.
-        options: what was asked for.
-        make_framer, failure: found by those options.
+        parts: found by what was asked for.
         acceptor: the service.
     """
+
+    server_side = True
+    server_hostname: str | None = None
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         bound: socket.socket,
-        options: Options,
-        make_framer: Callable[[int], Framer],
-        failure: Failure | None,
+        parts: Parts,
         acceptor: Acceptor,
     ) -> None:
         self.socket = bound
-        self.options = options
-        self.make_framer = make_framer
-        self.failure = failure
-        self.address = address_text(bound.getsockname())
+        self.options = options = parts.options
+        self.make_framer = parts.make_framer
+        self.failure = parts.failure
+        self.tls = parts.tls
+        self._inode = 0
+        if bound.family == socket.AF_UNIX:
+            path = bound_path(bound)
+            self.address = UNIX + path
+            self._inode = os.stat(path).st_ino
+        else:
+            self.address = address_text(bound.getsockname())
         self.census = Census(options.connections_max, options.connections_per_address_max)
         self.is_accepting = False
         self.closed = False
@@ -86,7 +114,13 @@ class Listener:
         if not self.closed:
             self.stop()
             self.closed = True
+            if self._inode:
+                unlink_unix(self.socket, self._inode)
             self.socket.close()
+
+    def enter(self, address: str) -> str | None:
+        """See Origin."""
+        return self.census.enter(address)
 
     def leave(self, address: str) -> None:
         """See Origin."""
@@ -106,7 +140,9 @@ class Listener:
                 self.stop()
                 self._again = self._loop.call_later(NO_DESCRIPTOR_S, self.start)
                 return
-            refused_as = self.census.enter(host_of(name))
+            # Whose connection it is a proxy says later.
+            proxied = self.options.proxy_protocol
+            refused_as = None if proxied else self.census.enter(host_of(name))
             if refused_as is not None:
                 self._acceptor.count(refused_as)
                 connected.close()

@@ -12,7 +12,7 @@ from typing import Final
 from aembus.errors import ServiceError
 
 _COUNTS: Final = ("message_bytes_max", "unsent_bytes_max", "connections_max")
-_TIMES: Final = ("message_s_max", "idle_s_max")
+_TIMES: Final = ("message_s_max", "idle_s_max", "handshake_s_max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,14 @@ class Options:
     with_peer: bool
     message_s_max: float | None
     idle_s_max: float | None
+    handshake_s_max: float
+    tls: dict[str, str] | None
     connections_max: int = 1
     connections_per_address_max: int | None = None
     on_open: str | None = None
+    proxy_protocol: bool = False
+    reuse_port: bool = False
+    mode: int | None = None
 
     def __post_init__(self) -> None:
         for name in _COUNTS:

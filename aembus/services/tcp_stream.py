@@ -21,6 +21,9 @@ import contextlib
 import socket
 from typing import Any, Final, Protocol
 
+from .tcp_address import host_of
+from .tcp_tls import TlsFilter
+
 READ_BYTES: Final = 65536
 
 
@@ -51,7 +54,7 @@ class Stream:
 
     __slots__ = (
         "_closing", "_error", "_lingering", "_loop", "_owner", "_reading", "_shutting", "_socket",
-        "_unsent", "_waiting", "closed", "ended", "is_dirty", "unsent_bytes",
+        "_unsent", "_waiting", "closed", "deliver", "ended", "is_dirty", "tls", "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +63,8 @@ class Stream:
         self._loop = loop
         self._socket = connected
         self._owner = owner
+        self.deliver = owner.on_bytes  # who takes the bytes: not always the framer's side
+        self.tls: TlsFilter | None = None
         self._unsent: list[bytes] = []
         self.unsent_bytes = 0
         self.is_dirty = False  # somebody has promised to flush
@@ -84,6 +89,13 @@ class Stream:
         """Whether nothing can be written any more."""
         return self._closing or self._shutting or self.closed
 
+    def peer_host(self) -> str:
+        """Return the host that is at the other end of the socket itself, "" if there is none."""
+        try:
+            return host_of(self._socket.getpeername())
+        except OSError:
+            return ""
+
     def resume(self) -> None:
         """Read, and tell the owner."""
         if not (self._reading or self.ended or self._closing or self.closed):
@@ -105,8 +117,12 @@ class Stream:
             self._lose(error)
             return
         if data:
-            self._owner.on_bytes(data)
-            return
+            self.deliver(data)
+        else:
+            self.end_of_bytes()
+
+    def end_of_bytes(self) -> None:
+        """Nothing more will come: read no more, and tell."""
         self.ended = True
         self.pause()
         self._owner.on_end_of_bytes()
@@ -115,6 +131,10 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Have bytes sent by the next `flush`, or as soon as the kernel takes them."""
+        self.write_as_is(data if self.tls is None else self.tls.encrypt(data))
+
+    def write_as_is(self, data: bytes) -> None:
+        """Like `write`, of what TLS itself has to say."""
         self._unsent.append(data)
         self.unsent_bytes += len(data)
 
@@ -182,8 +202,13 @@ class Stream:
     def shut_when_sent(self) -> None:
         """Shut the writing side once what was written is out; go on reading."""
         if not self.is_closing:
+            self._end_tls()
             self._shutting = True
             self.flush()
+
+    def _end_tls(self) -> None:
+        if self.tls is not None and self.tls.is_ready and (end := self.tls.end()):
+            self.write_as_is(end)
 
     def close_when_sent(self, linger: bool = True) -> None:
         """Read no more, send what was written, and close.
@@ -194,6 +219,8 @@ class Stream:
         if self.closed or (self._closing and (linger or not self._lingering)):
             return
         self.pause()
+        if not self.is_closing:
+            self._end_tls()
         self._closing, self._lingering = True, linger
         if not self._waiting:
             self._send()

@@ -21,7 +21,9 @@ READY_S_MAX = 20.0
 class Program:
     """A program under test, its standard output collected line by line."""
 
-    def __init__(self, command: Sequence[str], **environment: str) -> None:
+    def __init__(
+        self, command: Sequence[str], pass_fds: Sequence[int] = (), **environment: str
+    ) -> None:
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -30,6 +32,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            pass_fds=pass_fds,
         )
         self.output = ""
 
@@ -51,9 +54,11 @@ class Program:
 
 
 @contextlib.contextmanager
-def program(command: Sequence[str], **environment: str) -> Iterator[Program]:
+def program(
+    command: Sequence[str], pass_fds: Sequence[int] = (), **environment: str
+) -> Iterator[Program]:
     """Run a program for the length of the block; what still runs then is killed."""
-    running = Program(command, **environment)
+    running = Program(command, pass_fds, **environment)
     try:
         yield running
     finally:

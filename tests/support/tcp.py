@@ -90,8 +90,12 @@ class Server:
 
     def address(self, name: str) -> tuple[str, int]:
         """Return where the listener of a name is."""
-        host, _, port = json.loads(self._path.read_text())[name].rpartition(":")
+        host, _, port = self.path(name).rpartition(":")
         return host, int(port)
+
+    def path(self, name: str) -> str:
+        """Return the address as the service writes it."""
+        return str(json.loads(self._path.read_text())[name])
 
     def connect(self, name: str) -> Peer:
         """Return a new connection to a listener."""
