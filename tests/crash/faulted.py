@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import aembus
-from tests.crash.scene_actors import PLAIN, checksum
 from tests.crash.scene_log import POINTS, PROBE
+from tests.crash.scene_stage import PLAIN, checksum
 from tests.crash.scene_view import names_by_kind
 
 # What is imported now needs no calls later.

@@ -1,6 +1,6 @@
 """Whether what the members of a scene wrote down agrees, job by job.  Pure.
 
-Three sides that do not know of each other: what producers say that they sent, what receivers say
+Three sides that do not know of each other: what senders say that they sent, what receivers say
 that they got, and the dead letters; `compare_lane` adds the lanes' counts in shared memory.  An
 account covers one life of the bus.  Nobody may be writing when it is settled.
 """
@@ -13,15 +13,21 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from tests.crash.scene_log import (
+    ANSWERED,
+    ASK,
     BAD,
     BEGIN,
     END,
+    FAILED,
     FRAIL,
     NEWS,
     PROBE,
     RAISED,
     REFUSED,
+    SENDERS,
     SENT,
+    TIMED_OUT,
+    WRONG,
     Entry,
 )
 
@@ -86,6 +92,8 @@ class Sums:
     """Jobs, summed."""
 
     activations: int = 0
+    answered: int = 0
+    failed: int = 0
     jobs: int = 0
     delivered: int = 0
     redelivered: int = 0
@@ -126,7 +134,7 @@ class Accounts:
     def take(self, log: str, entries: Iterable[Entry]) -> None:
         """Take in what one member added to its log."""
         for entry in entries:
-            if entry.kind in (SENT, REFUSED):
+            if entry.kind in SENDERS:
                 self._take_activation(entry)
             else:
                 self._take_delivery(log, entry)
@@ -139,9 +147,18 @@ class Accounts:
         self._activations[entry.stream, entry.number] = entry
         if entry.kind == REFUSED:
             self.sums.refused += 1
-        else:
+            return
+        self.sums.jobs += entry.jobs
+        if entry.kind == SENT:
             self.sums.activations += 1
-            self.sums.jobs += entry.jobs
+        elif entry.kind == ANSWERED:
+            self.sums.answered += 1
+        elif entry.kind == FAILED:
+            self.sums.failed += 1
+        elif entry.kind == WRONG:
+            self._complain(f"answered with something else: {entry}")
+        elif entry.kind == TIMED_OUT:
+            self._complain(f"a call was left hanging: {entry}")
 
     def _take_delivery(self, log: str, entry: Entry) -> None:
         lane = Lane(log, entry.origin)
@@ -192,7 +209,7 @@ class Accounts:
         if not same or entry.attempt <= found.attempt or entry.pid == found.pid:
             self.sums.duplicated += 1
             self._complain(f"delivered again: {lane}, {entry}, before: {found}")
-        if entry.point == FRAIL:
+        if entry.point in (FRAIL, ASK):
             self.sums.duplicated += 1
             self._complain(f"redelivered against its wish: {lane}, {entry}")
         if entry.attempt > DEATHS_MAX:
@@ -275,6 +292,10 @@ class Accounts:
         if present - both > activation.jobs or len(set(receivers)) < len(receivers):
             self.sums.duplicated += 1
             self._complain(f"more often than sent: {self._describe(job)}")
+        if activation.kind == ANSWERED and not receivers:
+            self._complain(f"answered by nobody: {self._describe(job)}")
+        if activation.kind == FAILED and not letters:
+            self._complain(f"failed and no dead letter: {self._describe(job)}")
         return activation.jobs - present + both
 
     def _judge_doubtful(self, job: Job) -> int:
@@ -322,16 +343,20 @@ class Accounts:
                     if delivery is not None and delivery.ended:
                         self._ended_and_dead[inbox_id, letter.origin] += 1
 
-    def compare_lane(self, receiver: str, inbox_id: int, origin: int, counts: Counts) -> None:
-        """Compare a worker's lane in shared memory with what was written down of it."""
+    def compare_lane(
+        self, receiver: str, inbox_id: int, origin: int, counts: Counts, *, calls: bool
+    ) -> None:
+        """Compare a receiver's lane in shared memory with what was written down of it."""
         account = self.lanes.get(Lane(receiver, origin), LaneAccount())
         dead = self._dead_in_lane[inbox_id, origin]
         ended = account.ended - self._ended_and_dead[inbox_id, origin]
+        # A call that nobody had begun may have gone back to its caller, who called again.
+        forwarded = counts.forwarded if calls else 0
         says = (counts.delivered, counts.dead_lettered, counts.forwarded, counts.queued)
-        if says != (ended, dead, 0, 0):
+        if says != (ended, dead, forwarded, 0):
             self._complain(
                 f"lane into {receiver} from slot {origin}: delivered, dead, forwarded, queued are "
-                f"{says} in shared memory and {(ended, dead, 0, 0)} in the ledger"
+                f"{says} in shared memory and {(ended, dead, forwarded, 0)} in the ledger"
             )
 
     def _complain(self, text: str) -> None:

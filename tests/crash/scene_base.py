@@ -26,10 +26,10 @@ from aembus.routing import Member
 from aembus.shm import layout
 from aembus.supervisor.dead_letters import DeadLetters
 from tests.crash.scene_accounts import Accounts, Letter, Sums
-from tests.crash.scene_actors import Stage, worker_names
 from tests.crash.scene_belongings import SUPERVISOR, Belongings
 from tests.crash.scene_board import Board
 from tests.crash.scene_log import POINTS, LogReader
+from tests.crash.scene_stage import Stage, receiver_names, worker_names
 from tests.crash.scene_view import View, children
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -41,6 +41,8 @@ GONE_S: Final = 10.0  # for workers after their supervisor's death
 START_S: Final = 20.0
 TICK_S: Final = 0.003
 FAULTS_KEPT: Final = 25
+WORDS_KEPT: Final = 150
+STACKS_S: Final = 0.05
 
 
 class Violation(AssertionError):
@@ -48,8 +50,8 @@ class Violation(AssertionError):
 
 
 @dataclass(slots=True)
-class WorkerState:
-    """What is known of one worker.
+class ReceiverState:
+    """What is known of one receiver: a worker, or a client with a name.
 
     pid, since: its process now, and how many jobs were finished when that was first seen running.
     killed_at: when it was killed; 0 once a replacement is ready.
@@ -69,7 +71,8 @@ class SceneBase:
     Args:
         bus: a name that nobody else has.
         directory: for logs, board and dead letters.
-        seed: of what the producers send.
+        seed: of what the clients send.
+        workers, producers, callers, interrupted, serving: how many, see Stage.
         replay: the command that plays it again, for the text of a violation.
     """
 
@@ -86,6 +89,9 @@ class SceneBase:
         stop_timeout_s: float = 2.0,
         handler_timeout_s: float | None = None,
         raise_share: float = 0.002,
+        callers: int = 0,
+        interrupted: int = 0,
+        serving: int = 0,
         replay: str = "",
     ) -> None:
         self.directory = directory
@@ -93,9 +99,10 @@ class SceneBase:
         self.stage = Stage(
             bus, str(directory), "", workers, producers, lane_bytes, slots, seed,
             stop_timeout_s, handler_timeout_s, raise_share, "WARNING",
+            callers, interrupted, serving,
         )  # fmt: skip
         self.faults: deque[str] = deque(maxlen=FAULTS_KEPT)
-        self.board = Board(directory / "board", producers)
+        self.board = Board(directory / "board", len(self.stage.clients))
         self.sums = Sums()
         self.recoveries_ms: list[float] = []  # from a kill to the first job of the replacement
         self.ready_ms: list[float] = []
@@ -104,16 +111,20 @@ class SceneBase:
         self.lives = 0
         self._logs = LogReader(directory)
         self._errors = (directory / "stderr").open("ab")
-        self._producers: dict[int, subprocess.Popen[bytes]] = {}
+        self._clients: dict[int, subprocess.Popen[bytes]] = {}
         self._guests: dict[str, subprocess.Popen[bytes]] = {}
         self._guests_begun = 0
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._view: View | None = None
-        self._workers: dict[str, WorkerState] = {}
+        self._receivers: dict[str, ReceiverState] = {}
         self._stopped: set[int] = set()
         self._killed_at_ns: dict[str, tuple[int, int]] = {}  # worker → when, its PID then
         self._belongings = Belongings(
-            self.bus, self._pids, lambda: len(self.worker_pids()), lambda: len(self.view.members())
+            self.bus,
+            self._pids,
+            lambda: len(self.worker_pids()),
+            lambda: len(self.view.members()),
+            1 + interrupted + serving,
         )
         self.accounts = Accounts()
         self._letters_read = 0
@@ -122,14 +133,14 @@ class SceneBase:
 
     def __enter__(self) -> Self:
         self.start_supervisor()
-        for number in range(self.stage.producers):
-            self._spawn_producer(number)
-        self._wait("producers connect", START_S, self._all_connected)
+        for number in range(len(self.stage.clients)):
+            self._spawn_client(number)
+        self._wait("clients connect", START_S, self._all_connected)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.board.end()
-        processes = [*self._producers.values(), *self._guests.values()]
+        processes = [*self._clients.values(), *self._guests.values()]
         if self._supervisor is not None:
             processes.append(self._supervisor)
         for pid in self._stopped | self.worker_pids():
@@ -205,7 +216,7 @@ class SceneBase:
         if self._view is not None:
             self._view.close()
         self._view = View(self.bus)
-        self._workers = {name: WorkerState(name) for name in worker_names(self.stage)}
+        self._receivers = {n: ReceiverState(n) for n in receiver_names(self.stage)}
         self._killed_at_ns.clear()
         self._belongings.forget()
         self.look()
@@ -218,74 +229,88 @@ class SceneBase:
             self.fail(f"no word in {timeout_s} s from {process.args!r}")
         return process.stdout.readline().decode().strip()
 
-    def _spawn_producer(self, number: int) -> None:
-        process = self.spawn("producer", str(number))
+    def _spawn_client(self, number: int) -> None:
+        process = self.spawn("client", str(number))
         assert process.stdout is not None
         process.stdout.close()
         process.stdout = None
-        self._producers[number] = process
+        self._clients[number] = process
 
     def _all_connected(self) -> bool:
-        for number, process in self._producers.items():
+        for number, process in self._clients.items():
             if process.poll() is not None:
-                self.fail(f"producer {number} ended by itself, exit code {process.returncode}")
-        return all(self.board.connected(n) == p.pid for n, p in self._producers.items())
+                who = f"{self.stage.clients[number]} {number}"
+                self.fail(f"{who} ended by itself, exit code {process.returncode}")
+        return all(self.board.connected(n) == p.pid for n, p in self._clients.items())
 
     # --- looking ----------------------------------------------------------------------------------
 
+    def receivers(self) -> dict[str, Member]:
+        """Return those who receive and have a name, by name, as the registry shows them now."""
+        return {m.name: m for m in self.view.members() if m.name in self._receivers}
+
     def look(self) -> None:
-        """Take note of what has become of the workers; fail if a replacement takes too long."""
+        """Take note of what has become of the receivers; fail if a replacement takes too long."""
         now = time.monotonic()
-        for name, member in self.view.workers().items():
-            worker = self._workers[name]
-            running = member.state == "running" and member.pid != worker.killed_pid
-            if running and member.pid != worker.pid:
-                worker.pid, worker.since = member.pid, self.view.finished(member.inbox_id)
-                if worker.killed_at:
-                    self.ready_ms.append((now - worker.killed_at) * 1000)
-                    worker.killed_at = 0.0
-            worker.running = running
-            if worker.killed_at and now - worker.killed_at > LATE * READY_S and not self._stopped:
+        for name, member in self.receivers().items():
+            receiver = self._receivers[name]
+            running = member.state == "running" and member.pid != receiver.killed_pid
+            if running and member.pid != receiver.pid:
+                receiver.pid, receiver.since = member.pid, self.view.finished(member.inbox_id)
+                if receiver.killed_at:
+                    if member.kind == "worker":
+                        self.ready_ms.append((now - receiver.killed_at) * 1000)
+                    receiver.killed_at = 0.0
+            receiver.running = running
+            waiting_s = now - receiver.killed_at if receiver.killed_at else 0.0
+            if waiting_s > LATE * READY_S and not self._stopped:
                 self.fail(f"I6: no replacement of {name} in {LATE * READY_S} s")
         assert self._supervisor is not None
         if self._supervisor.poll() is not None:
             self.fail(f"the supervisor ended, exit code {self._supervisor.returncode}")
 
-    def workers_at_work(self) -> list[str]:
-        """Return the workers that have finished a job since they were started."""
-        members = self.view.workers()
+    def receivers_at_work(self) -> list[str]:
+        """Return the receivers that have finished a job since they were started."""
+        members = self.receivers()
         return [
-            worker.name
-            for worker in self._workers.values()
-            if worker.running
-            and worker.pid not in self._stopped
-            and self.view.finished(members[worker.name].inbox_id) > worker.since
+            receiver.name
+            for receiver in self._receivers.values()
+            if receiver.running
+            and receiver.pid not in self._stopped
+            and self.view.finished(members[receiver.name].inbox_id) > receiver.since
         ]
 
-    def producers_connected(self) -> list[int]:
-        """Return the producers that are on the bus."""
+    def workers_at_work(self) -> list[str]:
+        """Return the workers that have finished a job since they were started."""
+        workers = worker_names(self.stage)
+        return [name for name in self.receivers_at_work() if name in workers]
+
+    def senders_connected(self) -> list[int]:
+        """Return the producers and callers that are on the bus."""
         return [
             number
-            for number, process in self._producers.items()
-            if self.board.connected(number) == process.pid and process.pid not in self._stopped
+            for number, process in self._clients.items()
+            if number < self.stage.senders
+            and self.board.connected(number) == process.pid
+            and process.pid not in self._stopped
         ]
 
     def _pids(self) -> dict[str, int]:
-        workers = {worker.name: worker.pid for worker in self._workers.values()}
-        return {SUPERVISOR: self.supervisor_pid, **workers}
+        receivers = {receiver.name: receiver.pid for receiver in self._receivers.values()}
+        return {SUPERVISOR: self.supervisor_pid, **receivers}
 
     def worker_pid(self, name: str) -> int:
-        """Return the PID of a worker's process now."""
-        return self._workers[name].pid
+        """Return the PID of a worker's, or another receiver's, process now."""
+        return self._receivers[name].pid
 
     def producer_pid(self, number: int) -> int:
-        """Return the PID of a producer's process now."""
-        return self._producers[number].pid
+        """Return the PID of a producer's, or another client's, process now."""
+        return self._clients[number].pid
 
     def workers_starting(self) -> list[int]:
         """Return the PIDs of the supervisor's children that are not running workers yet."""
-        known = {worker.pid for worker in self._workers.values()}
-        known |= {worker.killed_pid for worker in self._workers.values()}
+        known = {worker.pid for worker in self._receivers.values()}
+        known |= {worker.killed_pid for worker in self._receivers.values()}
         return sorted(children(self.supervisor_pid) - known)
 
     def worker_pids(self) -> set[int]:
@@ -309,7 +334,7 @@ class SceneBase:
         for letter in self._new_letters():
             self.accounts.take_letter(letter)
         for name, (at_ns, pid) in list(self._killed_at_ns.items()):
-            worker = self._workers[name]
+            worker = self._receivers[name]
             first = self.accounts.first_by_pid.get(worker.pid, 0)
             if worker.pid != pid and first > at_ns:
                 self.recoveries_ms.append((first - at_ns) / 1e6)
@@ -336,7 +361,7 @@ class SceneBase:
         """Return how often a worker was woken by the bound of its sleep, in this life."""
         return sum(
             self.view.word(member.inbox_id, layout.RESCUED_WAKEUPS)
-            for member in self.view.workers().values()
+            for member in self.receivers().values()
         )
 
     # --- failing ----------------------------------------------------------------------------------
@@ -350,6 +375,7 @@ class SceneBase:
 
     def fail(self, what: str) -> NoReturn:
         """Raise Violation, with all that may help."""
+        self._ask_for_stacks()
         raise Violation(
             f"{what}\nseed {self.stage.seed}; play it again: {self.replay or '(see the test)'}\n"
             f"members: {self._describe_members()}\nlast faults:\n  "
@@ -371,10 +397,21 @@ class SceneBase:
         queued = self.view.queued(member.inbox_id)
         return f"{member.name} slot={member.slot} pid={member.pid} {member.state} queued={queued}"
 
+    def _ask_for_stacks(self) -> None:
+        processes = [*self._clients.values(), *self._guests.values()]
+        if self._supervisor is not None:
+            processes.append(self._supervisor)
+        for process in processes:
+            if process.poll() is None:
+                with (self.directory / "stderr").open("a") as file:
+                    file.write(f"stacks of pid {process.pid}:\n")
+                process.send_signal(signal.SIGQUIT)
+                time.sleep(STACKS_S)  # no more than a courtesy
+
     def _last_words(self) -> list[str]:
         self._errors.flush()
         text = (self.directory / "stderr").read_text(errors="replace")
-        return text.splitlines()[-40:]
+        return text.splitlines()[-WORDS_KEPT:]
 
 
 def environment(bus: str, directory: Path) -> dict[str, str]:

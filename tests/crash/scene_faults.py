@@ -8,7 +8,8 @@ import signal
 import subprocess
 import time
 
-from tests.crash.scene_base import GONE_S, START_S, SceneBase
+from tests.crash.scene_base import GONE_S, START_S, ReceiverState, SceneBase
+from tests.crash.scene_stage import client_names
 
 
 class SceneFaults(SceneBase):
@@ -20,28 +21,41 @@ class SceneFaults(SceneBase):
 
     def kill_worker(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End a worker's process by force."""
-        worker = self._workers[name]
+        worker = self._receivers[name]
         self.note(f"{number.name} to worker {name}, pid {worker.pid}")
         self._end_by_force(worker.pid, number)
-        worker.running = False
-        worker.killed_at, worker.killed_pid = time.monotonic(), worker.pid
+        self._note_end(worker)
         self._killed_at_ns[name] = (time.monotonic_ns(), worker.pid)
+
+    @staticmethod
+    def _note_end(receiver: ReceiverState) -> None:
+        receiver.running = False
+        receiver.killed_at, receiver.killed_pid = time.monotonic(), receiver.pid
+
+    def kill_receiver(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End the process of a worker, or of another receiver, by force; another one follows."""
+        clients = client_names(self.stage)
+        if name in clients:
+            self.kill_producer(clients[name], number)
+            self._note_end(self._receivers[name])
+        else:
+            self.kill_worker(name, number)
 
     def kill_starting_worker(self, pid: int) -> None:
         """Kill a worker's process that has not come up yet."""
         self.note(f"SIGKILL to a worker that starts, pid {pid}")
         self._end_by_force(pid, signal.SIGKILL)
-        for worker in self._workers.values():
+        for worker in self._receivers.values():
             if worker.killed_at:
                 worker.killed_at = time.monotonic()
 
     def kill_producer(self, number: int, how: signal.Signals = signal.SIGKILL) -> None:
-        """End a producer's process by force, and start another."""
-        process = self._producers[number]
-        self.note(f"{how.name} to producer {number}, pid {process.pid}")
+        """End a producer's, or another client's, process by force, and start another."""
+        process = self._clients[number]
+        self.note(f"{how.name} to {self.stage.clients[number]} {number}, pid {process.pid}")
         self._end_by_force(process.pid, how)
         process.wait()
-        self._spawn_producer(number)
+        self._spawn_client(number)
 
     def _end_by_force(self, pid: int, number: signal.Signals) -> None:
         self.accounts.ended_by_force.add(pid)
@@ -80,7 +94,7 @@ class SceneFaults(SceneBase):
         self.bury_supervisor()
 
     def stop_under_load(self) -> None:
-        """Stop the bus in order while the producers send, and judge what was."""
+        """Stop the bus in order while the clients send, and judge what was."""
         self.note("SIGTERM to the supervisor, under load")
         self.end_supervisor()
         self.bury_supervisor()
@@ -104,7 +118,7 @@ class SceneFaults(SceneBase):
         self._wait("workers end after their supervisor", GONE_S, lambda: not self.worker_pids())
         took_s = time.monotonic() - began
         self._await_guests()
-        self._wait("producers notice", GONE_S, self._all_disconnected)
+        self._wait("clients notice", GONE_S, self._all_disconnected)
         self.take_logs()
         self.accounts.settle_broken(self.view.queued_anywhere() if self._view else 0)
         self._judge_accounts()
@@ -116,13 +130,13 @@ class SceneFaults(SceneBase):
     def _all_disconnected(self) -> bool:
         return all(
             self.board.connected(n) != p.pid or p.poll() is not None
-            for n, p in self._producers.items()
+            for n, p in self._clients.items()
         )
 
     def restart_after_death(self) -> None:
-        """Start the next supervisor, at the first try, and let the producers come back."""
+        """Start the next supervisor, at the first try, and let the clients come back."""
         self.start_supervisor()
-        self._wait("producers come back", START_S, self._all_connected)
+        self._wait("clients come back", START_S, self._all_connected)
 
     def hang_up(self, pid: int) -> None:
         """Let a member end its connection to the supervisor and live on."""
@@ -131,10 +145,9 @@ class SceneFaults(SceneBase):
 
     def worker_hangs_up(self, name: str) -> None:
         """Let a worker hang up; it ends by itself then, and is replaced."""
-        worker = self._workers[name]
+        worker = self._receivers[name]
         self.hang_up(worker.pid)
-        worker.running = False
-        worker.killed_at, worker.killed_pid = time.monotonic(), worker.pid
+        self._note_end(worker)
 
     def stop_process(self, pid: int) -> None:
         """SIGSTOP."""

@@ -5,7 +5,9 @@ Each receiver and each producer has one, and its replacements go on with it.  A 
 
 A receiver writes BEGIN before it works on a job and END after it (RAISED if it is to raise, BAD if
 the checksum is wrong).  A producer writes SENT after an activation, with the number of jobs, or
-REFUSED if it was told that nothing was sent.  An activation that did not return stays in doubt.
+REFUSED if it was told that nothing was sent.  A caller writes after a call what that came to:
+ANSWERED, WRONG if it was not what the handler returned, FAILED, or TIMED_OUT.  An activation or a
+call that did not return stays in doubt.
 """
 
 from __future__ import annotations
@@ -25,18 +27,29 @@ RAISED: Final = 3
 BAD: Final = 4
 SENT: Final = 5
 REFUSED: Final = 6
+ANSWERED: Final = 7
+FAILED: Final = 8
+TIMED_OUT: Final = 9
+WRONG: Final = 10
+SENDERS: Final = (SENT, REFUSED, ANSWERED, FAILED, TIMED_OUT, WRONG)  # what they write
 
 WORK: Final = 1  # a group's, comes again if its worker dies
 FRAIL: Final = 2  # a group's, does not
 NEWS: Final = 3  # everybody's
 PROBE: Final = 4  # one worker's
 POISON: Final = 5  # a group's, kills its worker
+STAGED: Final = 6  # a group's, with constructor and destructor
+ASK: Final = 7  # a call, which fails when its callee dies
+ASK_AGAIN: Final = 8  # a call, which its callee's replacement gets then
 POINTS: Final = {
     WORK: "crash.work",
     FRAIL: "crash.frail",
     NEWS: "crash.news",
     PROBE: "crash.probe",
     POISON: "crash.poison",
+    STAGED: "crash.staged",
+    ASK: "crash.ask",
+    ASK_AGAIN: "crash.ask_again",
 }
 GROUP: Final = "crash"
 

@@ -1,6 +1,6 @@
 """Random faults under load: ``python -m tests.crash.storm --kills 10000 --seed 1``.
 
-Rounds follow each other on one scene: the producers are let loose, in a mode by chance, some
+Rounds follow each other on one scene: the senders are let loose, in a mode by chance, some
 members are killed at random moments, and then the scene settles and its six questions are asked.
 A supervisor's death ends a round and the bus with it; the next one starts on what it left.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import resource
 import signal
@@ -40,7 +41,7 @@ SETTLED_SHARE: Final = 0.5  # of the supervisor's deaths, of whose rounds else l
 STOP_SHARE: Final = 0.3
 RESCUES_MIN: Final = 3  # a machine may be too slow to post within a sleep
 JOBS_A_KILL: Final = 5  # at least, else the run proves nothing
-NS: Final = 1e9
+CAST: Final = {"workers": 3, "producers": 2, "callers": 1, "interrupted": 1, "serving": 1}
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ class Storm:
         return self.figures.kills.total()
 
     def round(self, kills_max: int) -> None:
-        """Let the producers loose, kill, settle."""
+        """Let the senders loose, kill, settle."""
         scene, choose = self._scene, self._random
         self.figures.rounds += 1
         scene.be_loud(choose.choice(MODES))
@@ -125,9 +126,13 @@ class Storm:
 
     def _kill_worker(self) -> None:
         scene, choose = self._scene, self._random
-        if not scene.watch(AT_WORK_S, lambda: bool(scene.workers_at_work())):
-            scene.fail(f"I1: no worker gets anything done in {AT_WORK_S} s")
-        name = choose.choice(scene.workers_at_work())
+        if not scene.watch(AT_WORK_S, lambda: bool(scene.receivers_at_work())):
+            scene.fail(f"I1: no receiver gets anything done in {AT_WORK_S} s")
+        name = choose.choice(scene.receivers_at_work())
+        if name not in scene.worker_names:
+            self.figures.other["client that receives killed"] += 1
+            scene.kill_receiver(name, self._end())
+            return
         if choose.random() < HANG_UP_SHARE:
             self.figures.other["hang-up of a worker"] += 1
             scene.worker_hangs_up(name)
@@ -144,9 +149,9 @@ class Storm:
 
     def _kill_producer(self) -> None:
         scene = self._scene
-        if not scene.watch(AT_WORK_S, lambda: bool(scene.producers_connected())):
-            scene.fail(f"I1: no producer gets onto the bus in {AT_WORK_S} s")
-        scene.kill_producer(self._random.choice(scene.producers_connected()), self._end())
+        if not scene.watch(AT_WORK_S, lambda: bool(scene.senders_connected())):
+            scene.fail(f"I1: no sender gets onto the bus in {AT_WORK_S} s")
+        scene.kill_producer(self._random.choice(scene.senders_connected()), self._end())
 
     def _invite(self) -> str:
         if self._random.random() >= GUEST_SHARE:
@@ -166,8 +171,8 @@ class Storm:
 
     def _stop_somebody(self) -> None:
         scene, choose = self._scene, self._random
-        pids = [scene.worker_pid(n) for n in scene.workers_at_work()]
-        pids += [scene.producer_pid(n) for n in scene.producers_connected()]
+        pids = [scene.worker_pid(n) for n in scene.receivers_at_work()]
+        pids += [scene.producer_pid(n) for n in scene.senders_connected()]
         if pids:
             self.figures.other["stopped for a while"] += 1
             pid = choose.choice(pids)
@@ -185,9 +190,9 @@ class Storm:
         figures.ready_ms = quantiles(scene.ready_ms)
         figures.probes_ms = quantiles(scene.probes_ms)
         figures.rescued_wakeups = scene.rescued_wakeups
-        idle = [n for n in range(scene.stage.producers) if not scene.board.sent(n)]
+        idle = [n for n in range(scene.stage.senders) if not scene.board.sent(n)]
         if idle or sums.delivered < JOBS_A_KILL * self.kills:
-            scene.fail(f"too little was done: {sums}, idle producers: {idle}")
+            scene.fail(f"too little was done: {sums}, idle senders: {idle}")
         if figures.rescued_wakeups > max(RESCUES_MIN, self.kills // 20):
             scene.fail(f"posts are lost: {figures.rescued_wakeups} wake-ups by the bound")
         if self.kills >= 100 and not sums.redelivered:
@@ -232,13 +237,20 @@ def table(figures: Figures) -> str:
     return "\n".join(f"{name:34} {value}" for name, value in rows)
 
 
-def run(scene: Scene, seed: int, kills: int, progress: bool = False) -> Figures:
-    """Do so many kills to a scene, and return the figures."""
+def run(
+    scene: Scene,
+    seed: int,
+    kills: int,
+    progress: bool = False,
+    seconds_max: float = math.inf,
+    pause_s: float = PAUSE_S,
+) -> Figures:
+    """Do so many kills to a scene, if the time suffices, and return the figures."""
     began = time.monotonic()
-    storm = Storm(scene, seed)
+    storm = Storm(scene, seed, pause_s)
     with scene:
         scene.settle()
-        while storm.kills < kills:
+        while storm.kills < kills and time.monotonic() - began < seconds_max:
             storm.round(kills - storm.kills)
             if progress:
                 seconds = time.monotonic() - began
@@ -259,15 +271,23 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=300, help="how many (default: 300)")
     parser.add_argument("--seed", type=int, default=None, help="of chance (default: a new one)")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="stop after so many (default: never)"
+    )
+    parser.add_argument(
+        "--pause", type=float, default=PAUSE_S,
+        help="seconds between two, on average (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     seed = new_seed() if options.seed is None else options.seed
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with tempfile.TemporaryDirectory(prefix="aembus-storm-") as directory:
         scene = Scene(
-            f"storm-{seed}", Path(directory), seed, replay=replay_command(options.kills, seed)
-        )
-        figures = run(scene, seed, options.kills, progress=True)
+            f"storm-{seed}", Path(directory), seed,
+            replay=replay_command(options.kills, seed), **CAST,
+        )  # fmt: skip
+        figures = run(scene, seed, options.kills, True, options.seconds, options.pause)
     print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures.to_json(), indent=2) + "\n")

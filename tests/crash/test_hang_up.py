@@ -7,8 +7,8 @@ import pytest
 
 import aembus
 from tests.crash.scene import Scene
-from tests.crash.scene_actors import checksum
 from tests.crash.scene_log import NEWS, POINTS, SENT, LogWriter
+from tests.crash.scene_stage import checksum
 from tests.crash.scene_view import children, names_by_kind
 
 pytestmark = [pytest.mark.e2e, pytest.mark.required_in_ci]

@@ -61,8 +61,8 @@ def test_nobody_is_woken_by_the_bound(make_scene: Callable[..., Scene]) -> None:
         deadline = time.monotonic() + 4.0
         while time.monotonic() < deadline:
             scene.watch(0.3)
-            scene.watch(5.0, lambda: bool(scene.producers_connected()))
-            scene.kill_producer(scene.producers_connected()[0])
+            scene.watch(5.0, lambda: bool(scene.senders_connected()))
+            scene.kill_producer(scene.senders_connected()[0])
         scene.settle()
         assert scene.rescued_now() <= RESCUES_MAX
         scene.stop()
