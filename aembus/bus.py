@@ -28,6 +28,7 @@ from aembus.event import Event, EventStatistics, Handler
 from aembus.events import EventStruct, EventStructStatistics
 from aembus.masking import masked
 from aembus.membership import Membership
+from aembus.numbers_route import NumbersRoute
 from aembus.options import EventOptions, Full, Policy
 from aembus.points import ActivationPoint, TypedPoint
 from aembus.registrations import Registrations
@@ -346,6 +347,10 @@ class Bus:
     ) -> None:
         """Call a service that gives no answer (for service clients)."""
         self._services.tell(service, call, data, timeout)
+
+    def numbers_route(self, service: ServiceVersion, call: str) -> NumbersRoute:
+        """Return the short way of a service call of two numbers (for service clients)."""
+        return self._services.numbers_route(service, call)
 
     # --- running --------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from aembus.errors import AembusError, BusBroken, BusClosed, InboxFull, JobTooLarge
 from aembus.gate import Decision, Deferred, Gate
@@ -79,6 +79,13 @@ class Route:
         self.lanes_opened = 0
 
 
+class ShortWay(Protocol):
+    """Who keeps a publisher that must not be used any more once the bus has changed."""
+
+    publisher: CPublisher | None
+    lanes_opened: int
+
+
 # Says whom a job of one subject (a route, a target) concerns; for an activation, takes a turn.
 _Pick = Callable[[_T, Job], Sequence[Target]]
 
@@ -112,7 +119,7 @@ class Sender:
         self._refusal: AembusError | None = None
         self._held_back = False
         self._room_waiters = RoomWaiters()
-        self._routes: list[Route] = []
+        self._routes: list[Route | ShortWay] = []
         self._lanes_opened = 0
         self.routing = Routing(*reader.read())
 
@@ -365,6 +372,32 @@ class Sender:
                     self._gate, self._words, route.generation, route.turn, destinations
                 )
             route.lanes_opened = self._lanes_opened
+
+    def add_short_way(self, way: ShortWay) -> None:
+        """Take its publisher from `way` whenever the bus changes, until `remove_short_way`."""
+        self._routes.append(way)
+
+    def remove_short_way(self, way: ShortWay) -> None:
+        """Take back `add_short_way`.  Idempotent."""
+        with contextlib.suppress(ValueError):
+            self._routes.remove(way)
+
+    def make_short_way(
+        self, way: ShortWay, target: Target, kind: int, flags: int, addressee: int
+    ) -> None:
+        """Give `way` a publisher of such records to one member, if its lane is open."""
+        if way.lanes_opened == self._lanes_opened or CPublisher is None:
+            return
+        with self._gate.alone() as alone:
+            if not alone or target.slot not in self.routing.members or self.refuses:
+                return
+            generation = self.routing.generation
+            groups = [[self._destination(target)]]
+            way.publisher = CPublisher(
+                *(self._reader.memory, layout.GENERATION, generation, 0, groups),
+                *(kind, flags, addressee),
+            )
+            way.lanes_opened = self._lanes_opened
 
     def _plain_destination(self, target: Target) -> Destination | None:
         lane, peer, _, _, event_id = self._destination(target)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 from aembus.codec import encode
 from aembus.errors import ServiceNotFound
 from aembus.membership import Membership
+from aembus.numbers_route import NumbersRoute
 from aembus.routing import ServiceVersion, Target
 from aembus.sender import Job
 from aembus.shm import layout
@@ -77,6 +78,12 @@ class ServiceClients:
         target = Target(service.slot, _call_id(service, call))
         job = Job(encode(data), kind=layout.KIND_CALL)
         self._membership().sender.send(target, job, timeout_s, f"{service.name}.{call}")
+
+    def numbers_route(self, service: ServiceVersion, call: str) -> NumbersRoute:
+        """See Bus.numbers_route."""
+        target = Target(service.slot, _call_id(service, call))
+        sender = self._membership().sender
+        return NumbersRoute(sender, target, layout.KIND_CALL, layout.FLAG_NUMBERS)
 
     def rejoin(self) -> None:
         """Bind each client to what the new supervisor hosts.  Raises ServiceNotFound."""

@@ -8,5 +8,6 @@ from aembus.services.base import HandOver as HandOver
 from aembus.services.base import Host as Host
 from aembus.services.base import Service as Service
 from aembus.services.base import call as call
+from aembus.services.base import numbers_call as numbers_call
 
-__all__ = ["CallClient", "Caller", "HandOver", "Host", "Service", "call"]
+__all__ = ["CallClient", "Caller", "HandOver", "Host", "Service", "call", "numbers_call"]

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from aembus.errors import ServiceError
+from aembus.numbers_route import NumbersRoute
 from aembus.routing import ServiceVersion, Target
 from aembus.sender import Job
 
@@ -53,6 +54,17 @@ def call(function: _F) -> _F:
 
     What it returns (or its awaitable's result) is the answer, what it raises the refusal.  An
     ``async def`` answers late, which is how a service that has too much to do slows its callers.
+    """
+    function.__dict__["is_service_call"] = True
+    return function
+
+
+def numbers_call(function: _F) -> _F:
+    """Mark a method as a service call of two numbers: ``method(self, caller, numbers)``.
+
+    One-way, and the cheapest there is: it has no payload, and several of one caller come as one.
+    `numbers` has two for each, 0 to 2^64 - 1, in the order in which they were sent; its client
+    makes such calls by `Bus.numbers_route`.
     """
     function.__dict__["is_service_call"] = True
     return function
@@ -84,6 +96,9 @@ class Host(Protocol):
     def new_source(self) -> int:
         """Return a number for `activate` that no other source of this host has, or has had."""
 
+    def wall_ns(self) -> int:
+        """Return the wall clock, in nanoseconds since the epoch; it may be set at any time."""
+
     def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
         """Wake the events of a point; return how many jobs that made (parked ones counted).
 
@@ -95,6 +110,17 @@ class Host(Protocol):
 
     def send(self, target: Target, job: Job, source: int = 0) -> int:
         """Send to one member; 0 if it is not on the bus, else 1 (parked counts)."""
+
+    def numbers_route(self, slot: int, kind: int, addressee: int) -> NumbersRoute:
+        """Return a short way to one member; it is not parked for, and to be closed.
+
+        Args:
+            kind: of the records.
+            addressee: the incarnation that they are for.
+        """
+
+    def want_room(self, slot: int, wanted: bool) -> None:
+        """Raise or lower the flag by which a member that has room again wakes this process."""
 
     def has_events(self, point: str) -> bool:
         """Say whether anybody is registered at a point."""
@@ -155,6 +181,9 @@ class Service:
 
     def on_registry_changed(self) -> None:
         """Members or registrations have changed."""
+
+    def on_clock_step(self) -> None:
+        """The wall clock was set; noticed within a second."""
 
     def on_member_gone(self, slot: int, incarnation: int) -> None:
         """A member's process is dead or has left."""

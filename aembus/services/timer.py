@@ -1,43 +1,56 @@
-"""The timer service: keeps every member's timers in one wheel and says when they are due.
+"""The timer service: says when timers are due, to the processes that started them or at points.
 
-Runs in the supervisor's event loop.  A timer with a handler belongs to one process (slot and
-incarnation) and is dropped when that process is gone; its data stays there, so here it is one
-small entry.  A timer with a point holds the encoded data and fires whoever lives then.  One with
-a name exists once on the bus.
+Runs in the event loop of its host.  A timer with a handler belongs to one process (slot and
+incarnation), where its handler and data stay, and is dropped at once when that process is gone.
+The plain ones, that fire once and after a delay, are an id in a wheel of that process and nothing
+more: there may be millions.  All others are entries of the book: a timer with a point holds the
+encoded data and fires whoever lives then; one with a name exists once on the bus.
+
+Starts and cancels of plain timers, and their expiries, are records of two numbers (`numbers_call`):
+many of them are taken and sent in one step.  Where a process's inbox is full its expired ids wait
+here.  One clock is CLOCK_MONOTONIC; `at` goes by the wall clock, which may be set at any time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import logging
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
 
-from aembus.routing import Target
-from aembus.sender import Job
-from aembus.services.base import Caller, Host, Service, call
+from aembus.errors import AembusError
+from aembus.numbers_route import NumbersRoute
+from aembus.sender import FULL
+from aembus.services.base import Caller, HandOver, Host, Service, call, numbers_call
+from aembus.services.slip import SlipHistogram
+from aembus.services.timer_book import TICK_NS, Entry, TimerBook
 from aembus.services.wheel import TimingWheel
 from aembus.shm import layout
 
+log = logging.getLogger("aembus")
+
 EXPIRIES_A_TURN: Final = 1000  # then the other work of the loop has its turn
+OWED_AGAIN_NS: Final = 20_000_000  # after that, what found no room is tried again at the latest
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerTimer:
-    """Tells a process of its own timer's expiry."""
+class _Owner:
+    """A process and its plain timers.
 
-    slot: int
-    incarnation: int
-    period_ns: int
+    owed: ids that have expired and found no room in its inbox.
+    wants_room: the flag in its lane is raised.
+    next_due: a tick; nothing is due before.
+    """
 
+    __slots__ = ("caller", "next_due", "owed", "route", "wants_room", "wheel")
 
-@dataclass(frozen=True, slots=True)
-class PointTimer:
-    """Activates a point."""
-
-    point: str
-    payload: bytes
-    key_hash: int | None
-    period_ns: int
-    name: str | None
+    def __init__(self, caller: Caller, route: NumbersRoute, wheel: TimingWheel) -> None:
+        self.caller = caller
+        self.route = route
+        self.wheel = wheel
+        self.owed: deque[int] = deque()
+        self.wants_room = False
+        self.next_due: int | None = None
 
 
 class TimerService(Service):
@@ -49,102 +62,184 @@ class TimerService(Service):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._wheel: TimingWheel[HandlerTimer | PointTimer] = TimingWheel(host.now_ns())
-        self._due_ns: dict[int, int] = {}  # of periodic ones: when the running period ends
-        self._named: dict[str, int] = {}
-        self._one_shots: dict[Caller, HandlerTimer] = {}
+        self._owners: dict[Caller, _Owner] = {}
+        self._gone: dict[int, int] = {}  # slot -> the last incarnation that is gone
+        self._book = TimerBook(*self._now())
+        self._slip = SlipHistogram()
         self._closing = False
         self._expired = 0
-        self._orphans = 0
-        self._slip_ns_max = 0
+        self._dropped = 0
+
+    def _now(self) -> tuple[int, int]:
+        return self.host.now_ns() // TICK_NS, self.host.wall_ns() // TICK_NS
 
     # --- calls ----------------------------------------------------------------------------------
 
-    @call
-    def start_handler(self, caller: Caller, timer_id: int, due_ns: int, period_ns: int) -> None:
-        """Start a timer whose handler is in the caller's process."""
-        if period_ns:
-            entry = HandlerTimer(caller.slot, caller.incarnation, period_ns)
-        else:  # one object for all of a process: there may be millions of them
-            entry = self._one_shots.get(caller) or self._add_one_shot(caller)
-        self._start(timer_id, due_ns, entry)
+    @numbers_call
+    def set(self, caller: Caller, numbers: Sequence[int]) -> None:
+        """Start and cancel plain timers with handlers in the caller's process.
 
-    def _add_one_shot(self, caller: Caller) -> HandlerTimer:
-        entry = self._one_shots[caller] = HandlerTimer(caller.slot, caller.incarnation, 0)
-        return entry
+        Args:
+            numbers: pairs of a timer's id and the tick at which it is due, or 0 to cancel it.
+        """
+        owner = self._owners.get(caller) or self._add_owner(caller)
+        if owner is None:
+            return
+        try:
+            owner.wheel.set_all(numbers)
+        except (OverflowError, ValueError):  # one is wrong: all others are seen to
+            _set_one_by_one(owner.wheel, numbers)
+        owner.next_due = owner.wheel.next_due()
+        self.host.work_is_due(self)
+
+    @call
+    def start_handler(
+        self, caller: Caller, starter_id: int, due_ns: int, period_ns: int, wall: bool
+    ) -> None:
+        """Start another timer whose handler is in the caller's process."""
+        if self._owners.get(caller) or self._add_owner(caller):
+            self._add(Entry(*caller, starter_id, due_ns, period_ns, wall))
 
     @call
     def start_point(
         self,
         caller: Caller,
-        timer_id: int,
+        starter_id: int,
         due_ns: int,
         period_ns: int,
+        wall: bool,
         point: str,
         payload: bytes,
         key_hash: int | None,
         name: str | None,
     ) -> None:
         """Start a timer that activates a point; of one name only the first is started."""
-        if name is not None:
-            if name in self._named:
-                return
-            self._named[name] = timer_id
-        self._start(timer_id, due_ns, PointTimer(point, payload, key_hash, period_ns, name))
+        entry = Entry(*caller, starter_id, due_ns, period_ns, wall, point, payload, key_hash, name)
+        self._add(entry)
 
     @call
-    def cancel(self, caller: Caller, timer_id: int, name: str | None) -> None:
-        """Stop a timer, if it still runs."""
-        if name is not None:
-            timer_id = self._named.pop(name, timer_id)
-        self._wheel.cancel(timer_id)
-        self._due_ns.pop(timer_id, None)
+    def cancel(self, caller: Caller, starter_id: int, name: str | None) -> None:
+        """Stop a timer that is no plain one, if it still runs."""
+        self._book.cancel(caller, starter_id, name)
 
-    def _start(self, timer_id: int, due_ns: int, entry: HandlerTimer | PointTimer) -> None:
-        if entry.period_ns:
-            self._due_ns[timer_id] = due_ns
-        self._wheel.start(timer_id, due_ns, entry)
-        self.host.work_is_due(self)
+    def _add(self, entry: Entry) -> None:
+        if self._book.add(entry):
+            self.host.work_is_due(self)
+
+    def _add_owner(self, caller: Caller) -> _Owner | None:
+        # What a process sent before it died may arrive after that.
+        if caller.incarnation <= self._gone.get(caller.slot, 0):
+            self._dropped += 1
+            return None
+        owner = _Owner(caller, self._route(caller), TimingWheel(self._now()[0]))
+        self._owners[caller] = owner
+        return owner
+
+    def _route(self, caller: Caller) -> NumbersRoute:
+        return self.host.numbers_route(caller.slot, layout.KIND_TIMER, caller.incarnation)
 
     # --- the host asks --------------------------------------------------------------------------
 
     def next_due_ns(self) -> int | None:
         """See Service."""
-        return None if self._closing else self._wheel.next_due_ns()
+        if self._closing:
+            return None
+        due = [o.next_due for o in self._owners.values() if o.next_due is not None]
+        if (book_due := self._book.next_due()) is not None:
+            due.append(book_due)
+        due_ns = [min(due) * TICK_NS] if due else []
+        now_ns = self.host.now_ns()
+        if (wall_due := self._book.next_wall_due()) is not None:
+            due_ns.append(now_ns + wall_due * TICK_NS - self.host.wall_ns())
+        if any(owner.owed for owner in self._owners.values()):
+            due_ns.append(now_ns + OWED_AGAIN_NS)
+        return min(due_ns, default=None)
 
     def do_work(self, now_ns: int) -> int:
         """Fire what is due."""
         if self._closing:
             return 0
-        expired = self._wheel.advance(now_ns, limit=EXPIRIES_A_TURN)
-        for timer_id, entry in expired:
-            self._fire(timer_id, entry, now_ns)
-        return len(expired)
+        worked = 0
+        now = now_ns // TICK_NS
+        limit = max(EXPIRIES_A_TURN // (len(self._owners) or 1), 1)
+        for owner in self._owners.values():
+            if owner.owed or (owner.next_due is not None and owner.next_due <= now):
+                worked += self._expire(owner, now, limit)
+        if len(self._book):
+            wall_now = self.host.wall_ns() // TICK_NS
+            for tick, entry in self._book.expire(now, wall_now, limit):
+                worked += 1
+                self._slip.add(((wall_now if entry.wall else now) - tick) * (TICK_NS // 1000))
+                self._fire(entry)
+        return worked
 
-    def _fire(self, timer_id: int, entry: HandlerTimer | PointTimer, now_ns: int) -> None:
+    def _expire(self, owner: _Owner, now: int, limit: int) -> int:
+        worked = self._pay(owner)
+        if owner.owed:
+            return worked  # and what else is due waits in the wheel
+        batches = owner.wheel.advance(now, limit)
+        for _, ids in batches:
+            owner.owed += ids
+        fired = self._pay(owner)
+        slipped_ns = self.host.now_ns()
+        for tick, ids in batches:
+            self._slip.add((slipped_ns - tick * TICK_NS) // 1000, len(ids))
+            self._expired += len(ids)
+        owner.next_due = owner.wheel.next_due()
+        return worked + fired
+
+    def _pay(self, owner: _Owner) -> int:
+        """Tell the owner of its expired timers, as many as there is room for; return how many."""
+        owed, route = owner.owed, owner.route
+        paid = 0
+        publisher = route.publisher
+        while owed:
+            if publisher is None or not publisher.publish_numbers(owed[0], 0):
+                if self._try_send(owner, owed[0]) == FULL:
+                    return paid
+                publisher = route.publisher
+            owed.popleft()
+            paid += 1
+        if owner.wants_room:
+            owner.wants_room = False
+            self.host.want_room(owner.caller.slot, False)
+        return paid
+
+    def _try_send(self, owner: _Owner, starter_id: int) -> int:
+        slot = owner.caller.slot
+        try:
+            sent = owner.route.try_send(starter_id, 0)
+            if sent == FULL and not owner.wants_room:
+                owner.wants_room = True
+                self.host.want_room(slot, True)
+                sent = owner.route.try_send(starter_id, 0)  # room that came meanwhile
+            return sent
+        except AembusError as error:  # no lane there can be opened
+            log.error("an expiry for slot %d is dropped: %s", slot, error)
+            self._dropped += 1
+            return 0
+
+    def _fire(self, entry: Entry) -> None:
         self._expired += 1
-        if isinstance(entry, PointTimer):
+        if entry.point is not None:
             self.host.activate(entry.point, entry.payload, entry.key_hash)
-        elif self.host.incarnation(entry.slot) != entry.incarnation:
-            self._orphans += 1
-            self._due_ns.pop(timer_id, None)
             return
-        else:
-            job = Job(b"", kind=layout.KIND_TIMER, reply_id=timer_id, addressee=entry.incarnation)
-            self.host.send(Target(entry.slot, 0), job)
-        if entry.period_ns:
-            # From when it was due, not from now: no drift.  What was missed is not made up for.
-            due_ns = self._due_ns[timer_id]
-            self._slip_ns_max = max(self._slip_ns_max, now_ns - due_ns)
-            due_ns += entry.period_ns * max(1, (now_ns - due_ns) // entry.period_ns + 1)
-            self._due_ns[timer_id] = due_ns
-            self._wheel.start(timer_id, due_ns, entry)
-        elif isinstance(entry, PointTimer) and entry.name is not None:
-            self._named.pop(entry.name, None)
+        owner = self._owners[entry.starter]
+        owner.owed.append(entry.starter_id)
+        self._pay(owner)
+
+    def on_clock_step(self) -> None:
+        """See Service."""
+        self.host.work_is_due(self)  # what is due on the wall clock is due at another time
 
     def on_member_gone(self, slot: int, incarnation: int) -> None:
-        """Forget the process; its timers are dropped when they are due."""
-        self._one_shots.pop(Caller(slot, incarnation), None)
+        """Drop the timers that name handlers of that process."""
+        self._gone[slot] = max(self._gone.get(slot, 0), incarnation)
+        owner = self._owners.pop(Caller(slot, incarnation), None)
+        if owner is not None:
+            owner.route.close()
+            self._dropped += len(owner.wheel) + len(owner.owed)
+            self._dropped += self._book.drop_handlers(owner.caller)
 
     def close_intakes(self) -> None:
         """Fire nothing any more."""
@@ -152,9 +247,75 @@ class TimerService(Service):
 
     def statistics(self) -> dict[str, int]:
         """See Service."""
+        plain = sum(len(owner.wheel) for owner in self._owners.values())
         return {
-            "running": len(self._wheel),
+            "running": plain + len(self._book),
             "expired": self._expired,
-            "orphans": self._orphans,
-            "period_slip_us_max": self._slip_ns_max // 1000,
+            "owed": sum(len(owner.owed) for owner in self._owners.values()),
+            "dropped": self._dropped,
+            "slip_us_p50": self._slip.percentile_us(50),
+            "slip_us_p99": self._slip.percentile_us(99),
+            "slip_us_max": self._slip.max_us,
         }
+
+    # --- another version takes over ---------------------------------------------------------------
+
+    def hand_over(self) -> HandOver:
+        """Give every timer away, as it runs; the arrays of ids go as they are."""
+        owners = [
+            [*owner.caller, owner.wheel.to_data(), array("Q", owner.owed).tobytes()]
+            for owner in self._owners.values()
+        ]
+        data: dict[str, Any] = {
+            "owners": owners,
+            "book": self._book.to_data(),
+            "gone": list(self._gone.items()),
+            "slip": [list(self._slip.counts.items()), self._slip.max_us],
+            "expired": self._expired,
+            "dropped": self._dropped,
+        }
+        self._let_go()
+        return HandOver(data)
+
+    async def take_over(self, handed: HandOver) -> None:
+        """Go on with the timers of another version: none is lost, doubled or early."""
+        self._take(handed.data)
+
+    def resume(self, handed: HandOver) -> None:
+        """Go on with what was handed over."""
+        self._take(handed.data)
+
+    async def stop(self) -> None:
+        """See Service."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._closing = True
+        for owner in self._owners.values():
+            owner.route.close()
+        self._owners = {}
+        self._book = TimerBook(*self._now())
+
+    def _take(self, data: dict[str, Any]) -> None:
+        self._gone = dict(data["gone"])
+        for slot, incarnation, wheel, owed in data["owners"]:
+            caller = Caller(slot, incarnation)
+            owner = _Owner(caller, self._route(caller), TimingWheel.from_data(wheel))
+            owner.owed.extend(array("Q", owed))
+            owner.next_due = owner.wheel.next_due()
+            self._owners[caller] = owner
+        self._book = TimerBook.from_data(*self._now(), data["book"])
+        self._slip = SlipHistogram(dict(data["slip"][0]), data["slip"][1])
+        self._expired = data["expired"]
+        self._dropped = data["dropped"]
+        self._closing = False
+        self.host.work_is_due(self)
+
+
+def _set_one_by_one(wheel: TimingWheel, numbers: Sequence[int]) -> None:
+    # Those that were set already are set again, to the same.
+    for at in range(0, len(numbers), 2):
+        try:
+            wheel.set_all(numbers[at : at + 2])
+        except (OverflowError, ValueError) as error:
+            log.error("a timer was not started: %s, id=%#x", error, numbers[at])

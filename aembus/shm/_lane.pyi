@@ -23,6 +23,7 @@ class Publisher:
         generation: under which `groups` holds.
         turn: where to go on in turn, for activations without a key.
         groups: of each group one destination gets a job.
+        kind, flags, addressee: of each record; a plain job's by default.
     """
 
     def __init__(
@@ -32,6 +33,9 @@ class Publisher:
         generation: int,
         turn: int,
         groups: list[list[_Destination]],
+        kind: int = ...,
+        flags: int = ...,
+        addressee: int = ...,
         /,
     ) -> None: ...
     def publish(self, payload: bytes, key_hash: int, /) -> int:
@@ -41,4 +45,10 @@ class Publisher:
         another thread, or the payload too long or no bytes.  `key_hash` is -1 for the next in turn.
 
         What `ring` raises comes through, after all who sleep were rung, the one that raised twice.
+        """
+
+    def publish_numbers(self, first: int, second: int, /) -> int:
+        """Publish a record that has two numbers, in `reply_id` and `deadline_ns`, and no payload.
+
+        Returns and raises what `publish` does, whose next in turn gets it.
         """

@@ -26,6 +26,9 @@ typedef struct {
     uint64_t turn;
     Group *groups;
     Py_ssize_t count;
+    uint32_t addressee;
+    uint8_t kind;
+    uint8_t flags;
 } Publisher;
 
 static uint64_t monotonic_ns(void)
@@ -154,8 +157,10 @@ static PyObject *publisher_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     PyObject *registry, *generation_object, *turn_object, *groups;
     Py_ssize_t offset;
     uint64_t generation, turn;
-    if (!PyArg_ParseTuple(args, "OnOOO!", &registry, &offset, &generation_object, &turn_object,
-                          &PyList_Type, &groups) ||
+    unsigned char kind = KIND_JOB, flags = 0;
+    unsigned int addressee = 0;
+    if (!PyArg_ParseTuple(args, "OnOOO!|bbI", &registry, &offset, &generation_object, &turn_object,
+                          &PyList_Type, &groups, &kind, &flags, &addressee) ||
         read_number(generation_object, UINT64_MAX, &generation) < 0 ||
         read_number(turn_object, UINT64_MAX, &turn) < 0)
         return NULL;
@@ -164,6 +169,9 @@ static PyObject *publisher_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         return NULL;
     self->generation = generation;
     self->turn = turn;
+    self->kind = kind;
+    self->flags = flags;
+    self->addressee = addressee;
     if (lane_word_in_buffer(&self->registry, registry, offset, &self->generation_word) < 0 ||
         read_groups(self, groups) < 0) {
         Py_DECREF(self);
@@ -244,6 +252,34 @@ static int ring_all(Publisher *self, uint64_t chooser)
     return failed ? -1 : 0;
 }
 
+/* Publish one record to each group; what is not in `fields` is added here. */
+static PyObject *publish_record(Publisher *self, PyObject *payload, uint64_t chooser, int in_turn,
+                                Header *fields)
+{
+    fields->kind = self->kind;
+    fields->flags = self->flags;
+    fields->addressee = self->addressee;
+    fields->activated_ns = monotonic_ns();
+    /* Nothing between this look and the last commit gives up the GIL: who acknowledges a newer
+     * generation knows that no activation under an older one is under way. */
+    if (load(self->generation_word) != self->generation)
+        return PyLong_FromLong(0);
+    Py_ssize_t claimed = claim_all(self, chooser, payload, fields);
+    if (claimed < self->count || claimed == 0) {
+        for (Py_ssize_t g = 0; g < claimed; g++)
+            abort_claims(self->groups[g].chosen->lane);
+        return PyLong_FromLong(0);
+    }
+    if (in_turn)
+        self->turn = chooser;
+    for (Py_ssize_t g = 0; g < claimed; g++)
+        commit(self->groups[g].chosen->lane);
+    KILLPOINT("publish: committed");
+    atomic_thread_fence(memory_order_seq_cst); /* SYNC POINT: pairs with announce_sleep's */
+    KILLPOINT("publish: fenced");
+    return ring_all(self, chooser) < 0 ? NULL : PyLong_FromSsize_t(claimed);
+}
+
 /* publish(payload, key_hash or -1) -> how many jobs that made, or 0: leave it to Python. */
 static PyObject *publisher_publish(Publisher *self, PyObject *const *args, Py_ssize_t arguments)
 {
@@ -256,34 +292,38 @@ static PyObject *publisher_publish(Publisher *self, PyObject *const *args, Py_ss
         return NULL;
     if (!PyBytes_Check(args[0]) || key > UINT32_MAX)
         return PyLong_FromLong(0);
+    Header fields = {.key_hash = key < 0 ? 0 : (uint32_t)key};
     uint64_t chooser = key < 0 ? self->turn + 1 : (uint64_t)key;
-    Header fields = {.kind = KIND_JOB,
-                     .key_hash = key < 0 ? 0 : (uint32_t)key,
-                     .activated_ns = monotonic_ns()};
-    /* Nothing between this look and the last commit gives up the GIL: who acknowledges a newer
-     * generation knows that no activation under an older one is under way. */
-    if (load(self->generation_word) != self->generation)
-        return PyLong_FromLong(0);
-    Py_ssize_t claimed = claim_all(self, chooser, args[0], &fields);
-    if (claimed < self->count || claimed == 0) {
-        for (Py_ssize_t g = 0; g < claimed; g++)
-            abort_claims(self->groups[g].chosen->lane);
-        return PyLong_FromLong(0);
+    return publish_record(self, args[0], chooser, key < 0, &fields);
+}
+
+/* publish_numbers(first, second) -> as publish; they travel in the header. */
+static PyObject *publisher_publish_numbers(Publisher *self, PyObject *const *args,
+                                           Py_ssize_t arguments)
+{
+    if (arguments != 2) {
+        PyErr_SetString(PyExc_TypeError, "publish_numbers(first: int, second: int)");
+        return NULL;
     }
-    if (key < 0)
-        self->turn = chooser;
-    for (Py_ssize_t g = 0; g < claimed; g++)
-        commit(self->groups[g].chosen->lane);
-    KILLPOINT("publish: committed");
-    atomic_thread_fence(memory_order_seq_cst); /* SYNC POINT: pairs with announce_sleep's */
-    KILLPOINT("publish: fenced");
-    return ring_all(self, chooser) < 0 ? NULL : PyLong_FromSsize_t(claimed);
+    uint64_t first, second;
+    if (read_number(args[0], UINT64_MAX, &first) < 0 ||
+        read_number(args[1], UINT64_MAX, &second) < 0)
+        return NULL;
+    PyObject *payload = PyBytes_FromStringAndSize(NULL, 0);
+    if (payload == NULL)
+        return NULL;
+    Header fields = {.reply_id = first, .deadline_ns = second};
+    PyObject *jobs = publish_record(self, payload, self->turn + 1, 1, &fields);
+    Py_DECREF(payload);
+    return jobs;
 }
 
 /* --- the type ---------------------------------------------------------------------------------*/
 
 static PyMethodDef publisher_methods[] = {
     {"publish", (PyCFunction)(void (*)(void))publisher_publish, METH_FASTCALL, NULL},
+    {"publish_numbers", (PyCFunction)(void (*)(void))publisher_publish_numbers, METH_FASTCALL,
+     NULL},
     {NULL},
 };
 

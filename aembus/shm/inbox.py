@@ -21,6 +21,7 @@ import logging
 import math
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
@@ -208,6 +209,24 @@ class Inbox:
         except CorruptLane as error:
             self.give_up(lane, error)
             return None
+
+    def take_numbers(
+        self, lane: LaneConsumer, budget: int
+    ) -> tuple[int, int, int, array[int]] | None:
+        """Take and finish up to `budget` calls of numbers that are next in `lane`.
+
+        Returns the call's id, its caller's slot and incarnation, and their numbers; None if no
+        such call is next.
+        """
+        try:
+            taken = lane.take_numbers(budget)
+        except CorruptLane as error:
+            self.give_up(lane, error)
+            return None
+        if taken is None:
+            return None
+        call_id, incarnation, numbers = taken
+        return call_id, self._origins[lane][1], incarnation, array("Q", numbers)
 
     def give_up(self, lane: LaneConsumer, error: CorruptLane) -> None:
         """Skip what cannot be followed, count and log it; the lane goes on behind it."""

@@ -16,6 +16,7 @@ fence between storing `tail` and reading `sleeping` (`aembus.sender`).
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -348,6 +349,11 @@ def _is_plain(record: Record, events: Mapping[int, Deliverable]) -> bool:
     return header[1] == KIND_JOB and header[4] == STATE_NEW and event is not None and not event.once
 
 
+def _has_numbers(record: Record) -> bool:
+    flags = record.flags & layout.FLAG_NUMBERS
+    return record.kind == layout.KIND_CALL and bool(flags) and not record.payload
+
+
 class LaneConsumer:
     """The reading end.  `take` copies the next record out, `start` and `done` move its state.
 
@@ -432,6 +438,38 @@ class LaneConsumer:
             return Record(
                 self, begin, end, state_word, header, self._memory[at : at + length].tobytes()
             )
+
+    def take_numbers(self, budget: int) -> tuple[int, int, bytes] | None:
+        """Take and finish the next records, as long as they are calls of numbers by one process.
+
+        The first other record ends it, and `take` returns that next.
+
+        Args:
+            budget: take at most so many.
+
+        Returns the call's id, its caller's incarnation, and each record's `reply_id` and
+        `deadline_ns` as native words; None if no such record is next.  Raises CorruptLane as
+        `take` does, if it is the first.
+        """
+        first: tuple[int, int] | None = None
+        numbers: list[int] = []
+        while len(numbers) < 2 * budget and self._returned is None:
+            try:
+                record = self.take()
+            except CorruptLane:
+                if not numbers:
+                    raise
+                break  # it is found again at the next call
+            if record is None:
+                break
+            origin = (record.event_id, record.origin_incarnation)
+            if not _has_numbers(record) or origin != (first or origin):
+                self._returned = record
+                break
+            first = origin
+            numbers += (record.reply_id, record.deadline_ns)
+            self.done(record)
+        return None if first is None else (*first, struct.pack(f"={len(numbers)}Q", *numbers))
 
     def deliver(
         self,

@@ -158,6 +158,7 @@ FLAG_WANTS_REPLY: Final = 1
 FLAG_FAILED: Final = 2
 FLAG_RETURNED: Final = 4  # of a reply: nobody has begun the call
 FLAG_REDELIVER: Final = 8  # of a call: whose callee died it is for the replacement
+FLAG_NUMBERS: Final = 16  # of a service call: its data are reply_id and deadline_ns, one-way
 
 STATE_NEW: Final = 1
 STATE_STARTED: Final = 2

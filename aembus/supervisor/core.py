@@ -368,6 +368,8 @@ class SupervisorProcess:
             if abs(now - offset) > CLOCK_STEP_NS:
                 log.warning("the wall clock was set, by %.3f s", (now - offset) / 1e9)
                 self._inboxes.ring_all()
+                if self._hosting is not None:
+                    self._hosting.on_clock_step()
             offset = now
 
     async def _watch_parent(self) -> None:

@@ -15,6 +15,7 @@ import itertools
 import logging
 import time
 import traceback
+from array import array
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 from aembus.codec import decode, encode
 from aembus.errors import AembusError, ServiceLoadError
+from aembus.numbers_route import NumbersRoute
 from aembus.options import DROP
 from aembus.routing import ServiceVersion, Target
 from aembus.sender import FULL, IN_TURN, Job, Route, Sender
@@ -29,12 +31,13 @@ from aembus.services.base import Caller, Service
 from aembus.services.parking import Parking
 from aembus.shm import layout
 from aembus.shm.inbox import SLEEP_S_MAX, Inbox
-from aembus.shm.lanes import Record
+from aembus.shm.lanes import LaneConsumer, Record
 
 log = logging.getLogger("aembus")
 
 PARKED_ITEM_BYTES: Final = 512  # what a parked job takes beside its payload
 PARKED_BYTES_MAX: Final = 1024 * 1024
+NUMBERS_A_TURN: Final = 1024  # calls of numbers from one lane: they cost half a microsecond each
 BUILT_IN: Final = {
     "timer": "aembus.services.timer:TimerService",
     "tcp": "aembus.services.tcp:TcpService",
@@ -188,7 +191,9 @@ class Hosting:
     def _take_calls(self) -> int:
         taken = 0
         for lane, budget in self._inbox.turn():
-            for _ in range(budget):
+            numbers = self._take_numbers(lane)
+            taken += numbers
+            for _ in range(budget if numbers < NUMBERS_A_TURN else 0):
                 record = self._inbox.take(lane)
                 if record is None:
                     break
@@ -199,14 +204,40 @@ class Hosting:
                 else:
                     log.error("the supervisor got a record of kind %d", record.kind)
                 lane.done(record)
+                if record.flags & layout.FLAG_NUMBERS:  # more of them are likely behind it
+                    taken += self._take_numbers(lane)
         if taken:
             for slot in self._inbox.producers_wanting_room():
                 self._sender.ring(slot)
         return taken
 
+    def _take_numbers(self, lane: LaneConsumer) -> int:
+        """Take the calls of numbers that are next in a lane; return how many."""
+        taken = 0
+        while taken < NUMBERS_A_TURN:
+            batch = self._inbox.take_numbers(lane, NUMBERS_A_TURN - taken)
+            if batch is None:
+                break
+            call_id, slot, incarnation, numbers = batch
+            taken += len(numbers) // 2
+            self._call_numbers(call_id, Caller(slot, incarnation), numbers)
+        self.calls += taken
+        return taken
+
+    def _call_numbers(self, call_id: int, caller: Caller, numbers: array[int]) -> None:
+        try:
+            self._call_table[call_id](caller, numbers)
+        except Exception:
+            self.call_failures += 1
+            log.exception("service call %d of numbers failed", call_id)
+
     def _call(self, record: Record) -> None:
         self.calls += 1
         caller = Caller(record.origin_slot, record.origin_incarnation)
+        if record.flags & layout.FLAG_NUMBERS:
+            numbers = array("Q", (record.reply_id, record.deadline_ns))
+            self._call_numbers(record.event_id, caller, numbers)
+            return
         try:
             method = self._call_table[record.event_id]
             result = method(caller, *decode(record.payload))
@@ -266,6 +297,10 @@ class Hosting:
         """See Host."""
         return next(self._sources)
 
+    def wall_ns(self) -> int:
+        """See Host."""
+        return time.time_ns()
+
     def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
         """See Host."""
         route = self._routes.get(point)
@@ -280,6 +315,16 @@ class Hosting:
     def send(self, target: Target, job: Job, source: int = 0) -> int:
         """See Host."""
         return self._send_or_park(Parked(target, job, None, source))
+
+    def numbers_route(self, slot: int, kind: int, addressee: int) -> NumbersRoute:
+        """See Host."""
+        return NumbersRoute(self._sender, Target(slot, 0), kind, addressee=addressee)
+
+    def want_room(self, slot: int, wanted: bool) -> None:
+        """See Host."""
+        target = Target(slot, 0)
+        if wanted or not self._parking.is_parked(_lane_of(target)):
+            self._sender.want_room(target, wanted)
 
     def send_now(self, target: Target, job: Job) -> int:
         """Send without parking; return 1, or 0 if the member is not on the bus, or FULL."""
@@ -374,6 +419,11 @@ class Hosting:
                 for parked in self._parking.take_all(lane):
                     self._route_anew(parked)
                 self._schedule_turn()  # its flush names the sources that this slot held back
+
+    def on_clock_step(self) -> None:
+        """Tell every service that the wall clock was set."""
+        for service in self._services.values():
+            service.on_clock_step()
 
     def on_member_gone(self, slot: int, incarnation: int) -> None:
         """Tell every service."""

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import aembus
 from tests.crash.scene import SOURCES, Scene
 from tests.crash.scene_board import TRICKLE
 from tests.crash.shims import build_shim
+from tests.support.running import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.required_in_ci]
 
@@ -107,3 +109,36 @@ def test_steps_of_the_wall_clock(make_scene: Callable[..., Scene], clock: Clock,
             waiter.stdout.close()
         scene.settle()
         scene.stop()
+
+
+def test_a_timer_of_the_wall_clock_follows_its_steps(
+    clock: Clock, bus_name: str, tmp_path: Path
+) -> None:
+    """Set back, the clock keeps `at` waiting; set forward over its time, it fires at once."""
+    with (
+        aembus.Supervisor(bus_name, services=["timer"], state_directory=tmp_path),
+        aembus.connect(bus_name) as member,
+    ):
+        timer = member.service("timer")
+        seen: list[str] = []
+
+        def handler(event: aembus.Event, what: str) -> None:
+            seen.append(what)
+
+        def wait_for(what: str) -> None:
+            until(f"{what} has fired", lambda: member.poll(0.1) * 0 or what in seen)
+
+        timer.at(time.time() + 0.3, handler, "before the step back")
+        clock.step(-HOUR_NS)
+        timer.at(time.time() + 0.3, handler, "after it")
+        timer.at(time.time() - 3600 + 0.3, handler, "by the new clock")
+        timer.after(0.6, handler, "fence")
+        wait_for("fence")
+        assert sorted(seen) == ["by the new clock", "fence"]
+        timer.at(time.time() + 7200, handler, "two hours ahead")
+        clock.step(0)
+        wait_for("before the step back")
+        wait_for("after it")
+        assert "two hours ahead" not in seen
+        clock.step(2 * HOUR_NS + HOUR_NS)
+        wait_for("two hours ahead")

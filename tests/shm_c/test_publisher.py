@@ -524,3 +524,28 @@ def test_a_generation_that_is_none(generation: int) -> None:
         Registry().publisher(generation=generation)
     with pytest.raises(OverflowError):
         Registry().publisher(turn=generation)
+
+
+def test_numbers_travel_in_the_header() -> None:
+    """`publish_numbers` writes a record of the kind it was made for, with two whole numbers."""
+    registry, member = Registry(), Member()
+    publisher = lane_c.Publisher(
+        *(registry.memory, layout.GENERATION, GENERATION, 0, [[member.destination(3)]]),
+        *(layout.KIND_TIMER, 5, 77),
+    )
+    member.sleep()
+    top = (1 << 64) - 1
+    assert publisher.publish_numbers(top, 12) == 1
+    assert member.rings == 1
+    (record,) = member.take()
+    assert (record.kind, record.flags, record.addressee) == (layout.KIND_TIMER, 5, 77)
+    assert (record.reply_id, record.deadline_ns, record.payload) == (top, 12, b"")
+    for wrong in (-1, 1 << 64):
+        with pytest.raises(OverflowError):
+            publisher.publish_numbers(1, wrong)
+    member.fill()
+    assert publisher.publish_numbers(1, 2) == 0
+    registry.publish(GENERATION + 1)
+    member.take()
+    assert publisher.publish_numbers(1, 2) == 0
+    assert member.take() == []
