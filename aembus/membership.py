@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -108,11 +109,23 @@ class Membership:
     def _handle_push(self, frame: dict[str, Any]) -> None:
         push = frame["push"]
         if push == "generation":
-            if self._sender is not None:
-                self._sender.pass_generation()
-            self.control.tell("acknowledge", generation=frame["generation"])
+            self._pass_generation(frame["generation"])
         else:
             self._on_order(push)
+
+    def _pass_generation(self, generation: int) -> None:
+        sender = self._sender
+        if sender is None or sender.try_pass_generation():
+            self.control.tell("acknowledge", generation=generation)
+            return
+
+        # Not in this thread: the activation that is under way may have been interrupted by a signal
+        # handler that waits for an answer of the supervisor's, and answers come by this thread.
+        def wait_and_tell() -> None:
+            sender.pass_generation()
+            self.control.tell("acknowledge", generation=generation)
+
+        threading.Thread(target=wait_and_tell, name="aembus-passing", daemon=True).start()
 
     def _undeliverable(
         self, record: Record, reason: str, *, try_group: bool, detail: str = ""

@@ -456,6 +456,13 @@ class Sender:
         if peer is not None:
             peer.lane(target.lane_class).count_dropped()
 
+    def try_pass_generation(self) -> bool:
+        """Say whether no activation that began under an older generation is still running."""
+        if not self._gate.lock.acquire(blocking=False):
+            return self._held_back
+        self._gate.lock.release()
+        return True
+
     def pass_generation(self) -> None:
         """Return when no activation that began under an older generation is still running."""
         while not self._gate.lock.acquire(timeout=LOOK_S):

@@ -197,6 +197,22 @@ def test_activations_that_are_interrupted_by_handlers_that_activate(bus: str) ->
         assert [n for who, n in got if who == "handler"] == list(range(jobs))
 
 
+def test_the_supervisor_answers_while_an_activation_is_interrupted(bus: str) -> None:
+    """A handler that interrupts an activation may ask the supervisor, also while somebody leaves.
+
+    The supervisor wants to know then whether the activation is through: it cannot be.
+    """
+    with aembus.connect(bus) as member, aembus.connect(bus) as other:
+        before = member._membership.reader.generation
+        leaving = threading.Thread(target=other.close)
+        with member._sender._gate.lock:  # as it is in such a handler
+            leaving.start()
+            until("it leaves", lambda: member._membership.reader.generation > before)
+            counters = [member.counter(f"counter {number}") for number in range(8)]
+        leaving.join()
+        assert len(counters) == 8
+
+
 def test_a_timer_interrupts(bus: str) -> None:
     """A timer's handler comes as any other."""
     with aembus.connect(bus, delivery="interrupt") as member:
