@@ -30,6 +30,7 @@ from aembus.errors import NotReady as NotReady
 from aembus.errors import OpenError as OpenError
 from aembus.errors import OutOfSharedMemory as OutOfSharedMemory
 from aembus.errors import PermissionRefused as PermissionRefused
+from aembus.errors import ProcessNotFound as ProcessNotFound
 from aembus.errors import Refused as Refused
 from aembus.errors import RegistrationError as RegistrationError
 from aembus.errors import ServiceError as ServiceError
@@ -93,6 +94,7 @@ __all__ = [
     "OutOfSharedMemory",
     "PermissionRefused",
     "Policy",
+    "ProcessNotFound",
     "Refused",
     "RegistrationError",
     "ServiceError",

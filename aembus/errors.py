@@ -146,5 +146,9 @@ class ServiceNotFound(ServiceError):
     """No such service, version or call is hosted on this bus."""
 
 
+class ProcessNotFound(ServiceError):
+    """No process has the pid that is to be watched."""
+
+
 class ServiceLoadError(ServiceError):
     """A service could not be loaded; what ran before still runs."""

@@ -100,7 +100,8 @@ class Membership:
                 self.sender, self.inbox, self.incarnation, self.event_struct.call_waiters
             )
             # Until this process has timers of its own, expiries are those of a predecessor's.
-            self.event_struct.on_kind(layout.KIND_TIMER, lambda record: None)
+            for kind in (layout.KIND_TIMER, layout.KIND_EXIT):
+                self.event_struct.on_kind(kind, lambda record: None)
         except BaseException:
             self.inbox.close()
             self.reader.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ EXAMPLE: Final = """
 examples:
   python -m bench throughput --topologies one_to_one --sizes 48 --peers pyzmq,pipe
   python -m bench all --rounds 15 --json figures.json
+  python -m bench timers --help
 """
 
 Drivers = dict[str, type[Driver]]
@@ -54,6 +56,11 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the bench; return 0, or 1 if a transport failed."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["timers"]:  # another comparison, with options of its own
+        from bench import timers
+
+        return timers.main(given[1:])
     options = _parse(arguments)
     return interruptible(lambda: _run(options))
 

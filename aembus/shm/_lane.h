@@ -65,7 +65,7 @@ enum {
     KIND_PAD = 1,
     KIND_JOB = 2,
     KIND_CALL = 4,
-    KIND_LAST = 6, /* the kinds are all the numbers from KIND_PAD to this one */
+    KIND_LAST = 7, /* the kinds are all the numbers from KIND_PAD to this one */
     FLAG_NUMBERS = 16,
     STATE_NEW = 1,
     STATE_STARTED = 2,

@@ -151,7 +151,8 @@ KIND_TIMER: Final = 3
 KIND_CALL: Final = 4
 KIND_REPLY: Final = 5
 KIND_JOB_WITH_TTL: Final = 6  # so that whoever delivers plain jobs need not look at deadlines
-KINDS: Final = frozenset((KIND_JOB, KIND_TIMER, KIND_CALL, KIND_REPLY, KIND_JOB_WITH_TTL))
+KIND_EXIT: Final = 7
+KINDS: Final = frozenset(range(KIND_JOB, KIND_EXIT + 1))
 KINDS_FOR_EVENTS: Final = (KIND_JOB, KIND_CALL, KIND_JOB_WITH_TTL)  # in a member's inbox
 
 FLAG_WANTS_REPLY: Final = 1

@@ -39,6 +39,7 @@ PARKED_ITEM_BYTES: Final = 512  # what a parked job takes beside its payload
 PARKED_BYTES_MAX: Final = 1024 * 1024
 NUMBERS_A_TURN: Final = 1024  # calls of numbers from one lane: they cost half a microsecond each
 BUILT_IN: Final = {
+    "exit": "aembus.services.exit:ExitService",
     "timer": "aembus.services.timer:TimerService",
     "tcp": "aembus.services.tcp:TcpService",
 }
