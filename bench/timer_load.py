@@ -127,9 +127,10 @@ def measure_costs(timers: Timers, count: int, burst: int, bursts: int) -> dict[s
         delays = [chance.uniform(*DELAYS_S) for _ in range(burst)]
         used = [cpu_ns(pid) for pid in timers.hosts]
         began = time.monotonic()
-        running += [timers.start(delay, nothing, n) for n, delay in enumerate(delays)]
+        started = [timers.start(delay, nothing, n) for n, delay in enumerate(delays)]
         timers.settle()
         starts.append(_used_us(timers, used, burst, began))
+        running += started
         chosen = set(chance.sample(range(len(running)), burst))
         doomed = [running[at] for at in chosen]
         running = [timer for at, timer in enumerate(running) if at not in chosen]
