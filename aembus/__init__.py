@@ -39,6 +39,7 @@ from aembus.errors import ServiceNotFound as ServiceNotFound
 from aembus.errors import SlotsExhausted as SlotsExhausted
 from aembus.errors import SupervisorError as SupervisorError
 from aembus.errors import VersionMismatch as VersionMismatch
+from aembus.event import Child as Child
 from aembus.event import Event as Event
 from aembus.event import EventStatistics as EventStatistics
 from aembus.events import EventStruct as EventStruct
@@ -71,6 +72,7 @@ __all__ = [
     "BusStatistics",
     "CallFailed",
     "CallTimeout",
+    "Child",
     "ControlError",
     "CorruptSegment",
     "Counter",

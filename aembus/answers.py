@@ -71,6 +71,20 @@ class Answers:
             log.error("what %r returned cannot be sent to its caller: %s", event, error)
             self.failed(header, failure_of(error), event)
 
+    def encoded(self, header: Sequence[int], answer: bytes | Failure, event: str) -> None:
+        """Send back what another process's handler returned, encoded there with the event's name.
+
+        Args:
+            answer: a Failure if it could not be encoded.
+        """
+        try:
+            if isinstance(answer, bytes):
+                self._send(header, 0, answer)
+            else:
+                self.failed(header, answer, event)
+        except JobTooLarge as error:
+            self.failed(header, failure_of(error), event)
+
     def failed(self, header: Sequence[int], failure: Failure, event: str = "") -> None:
         """Send back that a call failed."""
         texts = [_plain(text) for text in (*failure, event)]

@@ -191,6 +191,8 @@ class Bus:
         constructor: Stage | None = None,
         destructor: Stage | None = None,
         context: Any = None,
+        spawn: bool = False,
+        children_max: int | None = None,
     ) -> Event:
         """Run ``handler(event, *data)`` whenever `point` is activated, and return the event.
 
@@ -230,13 +232,22 @@ class Bus:
                 if the constructor raised.  What it returns goes back to a caller in place of
                 the result.  An exception of the handler stays one, whatever it returns.
             context: yours, as `event.context`.
+            spawn: run the handler in a process of its own for each job, a child of the bus's
+                spawn host.  It must be found by its name: defined at the top of a module, as its
+                stages must be.  See docs/guide/processes.md for what a child is.
+            children_max: with spawn=True: how many children there may be at once, of this event,
+                or of all events of its group together.  Beyond that jobs wait, and take their
+                room in the lanes.  Default: as many as the machine has processors for it.
 
         A worker's registrations are published together when its entry point returns, those of a
         member with a name when it begins to run (`run`, `run_in_thread`, `poll`), anybody else's
         at once: whoever activates after this call has returned reaches the handler.
 
+        With spawn=True that waits until the spawn host has imported the handler's module.
+
         Raises: RegistrationError for a duplicate, for a policy that the rest of the group has not,
-        and for numbers that do not fit; BusBroken, BusClosed.
+        for numbers that do not fit, and for a handler with spawn=True that another process cannot
+        find or import; BusBroken, BusClosed.
         """
         self._attachment.membership_or_raise()
         options = EventOptions(
@@ -249,14 +260,23 @@ class Bus:
             redeliver=redeliver,
             retries=retries,
             backoff=backoff,
+            spawn=spawn,
+            children_max=children_max,
         )
+        recipe = None
+        if spawn:
+            from aembus.spawning.recipe import recipe_frame
+
+            recipe = recipe_frame(point, handler, options, constructor, destructor, context)
         if not isinstance(point, str):
             handler = point.handler(handler)
             point = point.name
         if constructor is not None or destructor is not None:
             handler = Stages(handler, constructor, destructor, is_coroutine(handler))
         handler = self._coroutines.handler(handler)
-        event = Event(point, handler, options, context=context, control=self._registrations)
+        event = Event(
+            point, handler, options, context=context, control=self._registrations, recipe=recipe
+        )
         self._registrations.add(event)
         return event
 

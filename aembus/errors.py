@@ -62,7 +62,7 @@ class CallFailed(AembusError):
     """A call has no result; carries what the called side raised as text, never as an object.
 
     error_type: the name of the remote exception's type; or of aembus itself: NobodyRegistered,
-        SeveralRegistered, CallCycle, MemberGone, JobFailed, DeadLetter.
+        SeveralRegistered, CallCycle, MemberGone, JobFailed, DeadLetter, ChildEnded.
     text, traceback_text: of the remote exception.
     event: the name of the event whose handler failed; empty if none did.
     """

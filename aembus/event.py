@@ -28,6 +28,26 @@ class Control(Protocol):
     def close(self, event: Event) -> None:
         """See Event.close."""
 
+    def children(self, event: Event) -> tuple[Child, ...]:
+        """See Event.children."""
+
+
+class Child(NamedTuple):
+    """A process that runs the handler of an event with spawn=True.
+
+    begun_ns: when it was born, on CLOCK_MONOTONIC.
+    """
+
+    pid: int
+    begun_ns: int
+
+
+class Launcher(Protocol):
+    """Who has an event's handler run in a process of its own: the spawn host."""
+
+    def launch(self, record: Record, event: Event) -> None:
+        """Begin the job, now or when there may be one child more."""
+
 
 class Owner(Protocol):
     """Who runs an event's handler: the event_struct."""
@@ -96,9 +116,11 @@ class Event:
         "handler",
         "id",
         "lane",
+        "launcher",
         "once",
         "options",
         "point",
+        "recipe",
         "stopped",
     )
 
@@ -110,6 +132,8 @@ class Event:
         *,
         context: Any = None,
         control: Control | None = None,
+        recipe: list[Any] | None = None,
+        launcher: Launcher | None = None,
     ) -> None:
         self.id = 0
         self.point = point
@@ -118,6 +142,8 @@ class Event:
         self.once = options.once  # at hand for the lane that delivers
         self.context = context
         self.stopped = False
+        self.recipe = recipe
+        self.launcher = launcher
         self._control = control
         self._owner: Owner | None = None
         self._failed = 0
@@ -194,6 +220,17 @@ class Event:
         """
         if self._control is not None:
             self._control.close(self)
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """The processes that run the handler of an event with spawn=True now.
+
+        Asks the supervisor, which asks the spawn host.  Raises: BusBroken, BusClosed, and
+        ControlError if the spawn host does not answer.
+        """
+        if self.recipe is None or self._control is None:
+            return ()
+        return self._control.children(self)
 
     def work_on(self, record: Record) -> None:
         """Take up the record of `job`, where no lane delivers it."""

@@ -93,8 +93,10 @@ class EventStruct:
         self._answers = answers
         self._chain: Chain = ()  # who waits for the call in hand
         self._events: dict[int, Event] = {}
+        self._events_here: dict[int, Event] = {}  # those whose handlers run in this process
         self._other_kinds: dict[int, Callable[[Record], None]] = {}
         self._held: HeldJobs[Event] = HeldJobs(check, inbox.wake)
+        self._elsewhere = 0  # jobs whose handlers run in processes of their own: see `spawning`
         self._postponed = Postponed()
         self._delivering = 0  # the thread that delivers now
         self._stopping = bytearray(1)  # one byte, so that a lane can look at it between two jobs
@@ -109,9 +111,12 @@ class EventStruct:
         """Own an event; from now on jobs with its id are delivered to it."""
         event._owner = self
         self._events[event.id] = event
+        if event.launcher is None:
+            self._events_here[event.id] = event
 
     def remove(self, event: Event) -> None:
         """Own the event no longer.  Idempotent."""
+        self._events_here.pop(event.id, None)
         if self._events.pop(event.id, None) is not None:
             self._delivered += event.delivered
 
@@ -232,7 +237,7 @@ class EventStruct:
         return attended
 
     def _show_unfinished(self) -> None:
-        self._inbox.show_unfinished(len(self._held), len(self._postponed))
+        self._inbox.show_unfinished(len(self._held) + self._elsewhere, len(self._postponed))
 
     def job(self, record: Record, event: Event | None) -> Job:
         """Return the job that `record`, in hand here, carries."""
@@ -268,7 +273,7 @@ class EventStruct:
         while handled < budget and not self._stopping[0]:
             before = lane.delivered
             try:
-                lane.deliver(self._events, decode, budget - handled, self._stopping)
+                lane.deliver(self._events_here, decode, budget - handled, self._stopping)
             except Exception as error:
                 record = lane.in_hand
                 if record is not None:  # its handler raised, whatever that was
@@ -299,12 +304,9 @@ class EventStruct:
             fresh = not record.attempts
             self._give_back(record, "its event was closed", try_group=fresh)
             return
-        deaths = layout.state_deaths(record.header[4])
-        if deaths >= DEATHS_MAX:
-            self._give_back(record, f"in hand at {deaths} deaths")
-        elif deaths > 0 and not (event.options.redeliver and _may_come_again(record)):
-            self._give_back(record, "in hand when its worker died")
-        elif _is_too_old(record):
+        if self._given_up_at_death(record, event, "its worker died"):
+            return
+        if is_too_old(record):
             self._expire(record, event)
         elif record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
             self._try_again(record, event, HANDLER_RAISED, None)  # its worker died in the pause
@@ -315,7 +317,22 @@ class EventStruct:
             if event.once:
                 event.close()
 
+    def _given_up_at_death(
+        self, record: Record, event: Event, death: str, failure: Failure | None = None
+    ) -> bool:
+        deaths = layout.state_deaths(record.header[4])
+        if deaths >= DEATHS_MAX:
+            self._give_back(record, f"in hand at {deaths} deaths", failure=failure)
+        elif deaths > 0 and not (event.options.redeliver and _may_come_again(record)):
+            self._give_back(record, f"in hand when {death}", failure=failure)
+        else:
+            return False
+        return True
+
     def _run(self, record: Record, event: Event) -> None:
+        if event.launcher is not None:
+            event.launcher.launch(record, event)
+            return
         record.lane.start(record)
         self._held.begin()
         event._special = record
@@ -340,7 +357,7 @@ class EventStruct:
     def _run_again(self, record: Record, event: Event) -> None:
         if self._events.get(event.id) is not event and not event.once:
             self._give_back(record, "its event was closed")
-        elif _is_too_old(record):
+        elif is_too_old(record):
             self._expire(record, event)
         else:
             self._run(record, event)
@@ -383,19 +400,19 @@ class EventStruct:
 
     def _raised(self, record: Record, event: Event | None, error: Exception) -> None:
         if isinstance(error, Refused):
-            self._refuse(record, event, error)
+            self._refuse(record, event, failure_of(error))
             return
         job = self.job(record, event)
         log.error("handler of %r failed, job=%s", event, job, exc_info=error)
         self._fail(record, event, HANDLER_RAISED, failure_of(error))
 
-    def _refuse(self, record: Record, event: Event | None, error: Exception) -> None:
+    def _refuse(self, record: Record, event: Event | None, failure: Failure) -> None:
         self._refused += 1
         if event is not None:
             event.count_refused()
         if record.kind == layout.KIND_CALL:
             name = event.name if event is not None else ""
-            self._answers.failed(record.header, failure_of(error), name)
+            self._answers.failed(record.header, failure, name)
         record.lane.done(record)
 
     def _fail(self, record: Record, event: Event | None, reason: str, failure: Failure) -> None:
@@ -465,7 +482,7 @@ class EventStruct:
             delivered,
             self._failed,
             self._dead_lettered,
-            len(self._held),
+            len(self._held) + self._elsewhere,
             len(self._postponed),
             self._refused,
             self._expired,
@@ -476,5 +493,6 @@ def _may_come_again(record: Record) -> bool:
     return record.kind != layout.KIND_CALL or bool(record.flags & layout.FLAG_REDELIVER)
 
 
-def _is_too_old(record: Record) -> bool:
+def is_too_old(record: Record) -> bool:
+    """Say whether a job's ttl has ended."""
     return record.kind == layout.KIND_JOB_WITH_TTL and time.monotonic_ns() > record.deadline_ns

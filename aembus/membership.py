@@ -59,6 +59,7 @@ class Membership:
         self._on_order = on_order
         self.broken = False
         self.replaced = False
+        self.on_push: Callable[[dict[str, Any]], None] = lambda frame: None  # what is for no other
         self._pipe_bell: PipeBell | None = None
         self._awaiting: Awaiting | None = None
         self._sender: Sender | None = None
@@ -80,6 +81,7 @@ class Membership:
         self.reader = RegistryReader.open(names.shared_name(bus, nonce, registry.ROLE))
         try:
             name = names.shared_name(bus, nonce, inbox_role(inbox_id))
+            self.inbox_path = names.DIRECTORY / name.lstrip("/")
             self.inbox = Inbox.open(bus, nonce, inbox_id, layout.BELL_SEMAPHORE, name)
         except BaseException:
             self.reader.close()
@@ -113,6 +115,7 @@ class Membership:
             self._pass_generation(frame["generation"])
         else:
             self._on_order(push)
+            self.on_push(frame)
 
     def _pass_generation(self, generation: int) -> None:
         sender = self._sender

@@ -60,6 +60,8 @@ class EventOptions(RoutingOptions):
     redeliver: bool = True
     retries: int = 0
     backoff: float = 1.0
+    spawn: bool = False
+    children_max: int | None = None
 
     def __post_init__(self) -> None:
         for option, known in (("policy", get_args(Policy)), ("full", get_args(Full))):
@@ -77,4 +79,9 @@ class EventOptions(RoutingOptions):
             raise RegistrationError(
                 "retries and backoff must be 0 or more, and finite, "
                 f"retries={self.retries}, backoff={self.backoff}, event={self.name!r}"
+            )
+        if self.children_max is not None and not (self.spawn and self.children_max >= 1):
+            raise RegistrationError(
+                "children_max must be 1 or more, and goes with spawn=True, "
+                f"children_max={self.children_max}, spawn={self.spawn}, event={self.name!r}"
             )

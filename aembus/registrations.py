@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from aembus.errors import RegistrationError
-from aembus.event import Event
+from aembus.event import Child, Event
 from aembus.masking import masked
 from aembus.membership import Membership
 
@@ -66,7 +66,9 @@ class Registrations:
     def _publish(self, events: list[Event], op: str) -> None:
         # Ids first, publication second: a job must not arrive before its event is known here.
         membership = self._membership()
-        wanted = [[event.point, event.name, event.options.to_document()] for event in events]
+        wanted = [
+            [event.point, event.name, event.options.to_document(), event.recipe] for event in events
+        ]
         ids = membership.control.request("register", events=wanted)["ids"]
         for event, event_id in zip(events, ids, strict=True):
             event.id = event_id
@@ -103,6 +105,11 @@ class Registrations:
                 op = "stop_event" if stopped else "start_event"
                 self._membership().control.request(op, ids=[event.id])
             event.stopped = stopped
+
+    def children(self, event: Event) -> tuple[Child, ...]:
+        """Return the processes that run the handler of an event with spawn=True."""
+        answer = self._membership().control.request("children", event_id=event.id)
+        return tuple(Child(*child) for child in answer["children"])
 
     def close(self, event: Event) -> None:
         """Take an event off its wait queue."""

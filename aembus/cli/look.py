@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections import Counter
 from typing import Any, Final
 
@@ -142,6 +143,7 @@ def show_statistics(arguments: argparse.Namespace) -> int:
 def statistics_text(found: dict[str, Any]) -> str:
     """Return a bus's statistics for a person."""
     supervisor, totals = found["supervisor"], found["totals"]
+    now_ns = time.monotonic_ns()
     blocks = [
         (
             f"bus {found['bus']!r}, supervisor pid {supervisor['pid']}, "
@@ -162,6 +164,14 @@ def statistics_text(found: dict[str, Any]) -> str:
         for point in found["points"]
     ]
     blocks.append(table(("point", "events", "stopped"), points) if points else "points: none")
+    children = [
+        (event["name"], point["name"], pid, duration(max(0.0, (now_ns - begun_ns) / 1e9)))
+        for point in found["points"]
+        for event in point["events"]
+        for pid, begun_ns in event["children"]
+    ]
+    if children:
+        blocks.append(table(("event", "point", "child's pid", "for"), children))
     services = [
         (service["name"], service["version"], _counts_text(service))
         for service in found["services"]

@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn
 
 from aembus import callchain
@@ -26,7 +25,7 @@ from aembus.answers import failure_of
 from aembus.callchain import Chain
 from aembus.codec import decode, encode
 from aembus.errors import AembusError, JobNotInHand, Refused
-from aembus.event import Event
+from aembus.event import Child, Event
 from aembus.job import Job
 from aembus.shm import layout
 from aembus.shm.lane import Record
@@ -38,6 +37,7 @@ from aembus.spawning.outcome import (
     Outcome,
     send_outcome,
 )
+from aembus.spawning.recipe import Recipe, make_event
 
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
@@ -49,10 +49,12 @@ _libc = ctypes.CDLL(None, use_errno=True)  # made before there are children, who
 class Task(NamedTuple):
     """One job, as the spawn host gives it to the nursery.
 
+    recipe: of its event; event_id: which that is.
     header, payload: its record's; slot, lane_class: where that lies.
     """
 
     number: int
+    recipe: list[Any]
     event_id: int
     slot: int
     lane_class: int
@@ -100,6 +102,10 @@ class NoControl:
 
     stop = start = close
 
+    def children(self, event: Event) -> tuple[Child, ...]:
+        """A child has none by aembus."""
+        return ()
+
 
 def end_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends; end now if it has ended already.
@@ -113,21 +119,26 @@ def end_with_parent(parent: int) -> None:
 
 
 def be_child(
-    make_event: Callable[[], Event], task: Task, channel: socket.socket, parent: int
+    task: Task,
+    channel: socket.socket,
+    parent: int,
+    inherited: int,
 ) -> NoReturn:
     """Run the handler and send what came of it; the process ends with that.
 
     Args:
-        make_event: returns the event; may import its handler, and raise.
         channel: for the outcome.
         parent: the nursery's PID.
+        inherited: a descriptor that this process keeps, and none that it forks; -1: none.
     """
     try:
         end_with_parent(parent)
         os.register_at_fork(after_in_child=channel.close)
+        if inherited >= 0:
+            os.register_at_fork(after_in_child=lambda: os.close(inherited))
         atexit._clear()  # what modules registered in the nursery is not this process's
         _like_a_fresh_process()
-        outcome = _run(make_event, task)
+        outcome = _run(task)
         send_outcome(channel, task.number, outcome)
     except SystemExit as ended:
         _finish()
@@ -145,12 +156,13 @@ def _like_a_fresh_process() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _run(make_event: Callable[[], Event], task: Task) -> Outcome:
+def _run(task: Task) -> Outcome:
     # SystemExit passes; all else is an outcome, also KeyboardInterrupt.
-    name = ""
+    recipe = Recipe.from_frame(task.recipe)
+    name = recipe.name
     try:
-        event = make_event()
-        name = event.name
+        event = make_event(recipe)
+        event.id = task.event_id
         result = _deliver(event, task)
         _finish()
     except Refused as error:

@@ -26,12 +26,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from aembus.control import FrameReader, pack_frame
-from aembus.event import Event
 from aembus.spawning.child import Task, be_child, end_with_parent
 from aembus.spawning.recipe import Recipe, make_event
 from aembus.spawning.references import load_module
@@ -47,13 +45,16 @@ class Nursery:
 
     Args:
         control, outcomes: see above.
+        inherited: a descriptor that children keep, and what they fork does not; -1: none.
     """
 
-    def __init__(self, control: socket.socket, outcomes: socket.socket) -> None:
+    def __init__(
+        self, control: socket.socket, outcomes: socket.socket, inherited: int = -1
+    ) -> None:
         self._control = control
         self._outcomes = outcomes
+        self._inherited = inherited
         self._frames = FrameReader()
-        self._recipes: dict[int, Recipe] = {}
         self._children: dict[int, int] = {}  # the job's number by the child's PID
         self._stamps: dict[str, int] = {}  # of the files that were imported
         self._pid = os.getpid()
@@ -83,10 +84,8 @@ class Nursery:
         op = frame["op"]
         if op == "task":
             self._fork(Task(*frame["task"]))
-        elif op == "know":
-            self._say({"op": "known", "event_id": frame["event_id"], **self._know(frame)})
-        elif op == "forget":
-            self._recipes.pop(frame["event_id"], None)
+        elif op == "check":
+            self._say({"op": "checked", "event_id": frame["event_id"], **self._check(frame)})
         elif op == "import":
             self._import(frame)
 
@@ -101,6 +100,7 @@ class Nursery:
         for name, file in frame["modules"]:
             if name in late:
                 continue
+            self._say({"op": "importing", "module": name})
             try:
                 load_module(name, file)
             except Exception as error:
@@ -117,19 +117,19 @@ class Nursery:
         self._say({"op": "useless", "module": module, "text": text, "threads": threads})
         os._exit(EXIT_USELESS)
 
-    def _know(self, frame: dict[str, Any]) -> dict[str, Any]:
+    def _check(self, frame: dict[str, Any]) -> dict[str, Any]:
         recipe = Recipe.from_frame(frame["recipe"])
         if frame["fresh"] and self._is_stale():
             return {"fits": False, "error": ""}
         if not recipe.is_loaded(frame["late"]):
             return {"fits": False, "error": ""}
+        error = ""
         if not recipe.is_late(frame["late"]):
             try:
                 make_event(recipe)
-            except Exception as error:
-                return {"fits": True, "error": f"{type(error).__name__}: {error}"}
-        self._recipes[frame["event_id"]] = recipe
-        return {"fits": True, "error": ""}
+            except Exception as raised:
+                error = f"{type(raised).__name__}: {raised}"
+        return {"fits": True, "error": error}
 
     def _is_stale(self) -> bool:
         return any(_stamp(file) != stamp for file, stamp in self._stamps.items())
@@ -137,7 +137,6 @@ class Nursery:
     # --- children -------------------------------------------------------------------------------
 
     def _fork(self, task: Task) -> None:
-        recipe = self._recipes.get(task.event_id)
         begun_ns = time.monotonic_ns()
         try:
             pid = os.fork()
@@ -145,28 +144,16 @@ class Nursery:
             self._say({"op": "not_begun", "number": task.number, "text": str(error)})
             return
         if pid == 0:
-            self._become_child(recipe, task)
+            self._become_child(task)
         self._children[pid] = task.number
         self._say({"op": "begun", "number": task.number, "pid": pid, "begun_ns": begun_ns})
 
-    def _become_child(self, recipe: Recipe | None, task: Task) -> None:
-        make: Callable[[], Event]
-        if recipe is None:  # cannot be: it was known before its jobs
-
-            def make() -> Event:
-                raise LookupError(f"the nursery does not know the event, id={task.event_id}")
-        else:
-            known = recipe
-
-            def make() -> Event:
-                return make_event(known)
-
-        parent, outcomes = self._pid, self._outcomes
+    def _become_child(self, task: Task) -> None:
         self._control.close()
         os.close(self._wake)
         signal.set_wakeup_fd(-1)
         os.close(self._woken)
-        be_child(make, task, outcomes, parent)
+        be_child(task, self._outcomes, self._pid, self._inherited)
 
     def _reap(self) -> None:
         while self._children:
@@ -207,7 +194,7 @@ def main() -> int:
         if descriptor >= 0:
             os.set_inheritable(descriptor, False)  # by exec; what is forked has them
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the spawn host is gone
-        Nursery(socket.socket(fileno=control), socket.socket(fileno=outcomes)).run()
+        Nursery(socket.socket(fileno=control), socket.socket(fileno=outcomes), inherited).run()
     os._exit(0)  # what modules have registered to run at the end is no business of the nursery's
 
 

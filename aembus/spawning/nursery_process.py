@@ -79,10 +79,11 @@ class NurseryProcess(asyncio.Protocol):
         self._frames = FrameReader()
         self._outcomes = OutcomeReader()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._known: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._checked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._gone = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._retired = False
+        self._importing = ""
         self.numbers: set[int] = set()
         control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._control = control
@@ -126,14 +127,15 @@ class NurseryProcess(asyncio.Protocol):
             raise NurseryUseless(
                 f"importing takes longer than {IMPORT_S_MAX:.0f} s; a program that others import "
                 'begins its work under `if __name__ == "__main__":`, '
-                f"modules={[name for name, _ in modules]}"
+                f"module={self._importing!r}",
+                self._importing,
             ) from None
         finally:
             if not self._ready.done() or self._ready.cancelled() or self._ready.exception():
                 await self.end()
 
-    async def know(self, event_id: int, recipe: Recipe, *, fresh: bool) -> tuple[bool, str]:
-        """Make it know an event; say whether it can run it, and why its handler cannot be had.
+    async def check(self, event_id: int, recipe: Recipe, *, fresh: bool) -> tuple[bool, str]:
+        """Say whether it can run an event, and why its handler cannot be had.
 
         Args:
             fresh: not, if a file that it has imported was changed since.
@@ -141,15 +143,11 @@ class NurseryProcess(asyncio.Protocol):
         Raises: NurseryUseless if it dies.
         """
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._known[event_id] = answer
-        frame = {"op": "know", "event_id": event_id, "recipe": recipe.to_frame()}
+        self._checked[event_id] = answer
+        frame = {"op": "check", "event_id": event_id, "recipe": recipe.to_frame()}
         self._say({**frame, "late": self.late, "fresh": fresh})
-        known = await answer
-        return known["fits"], known["error"]
-
-    def forget(self, event_id: int) -> None:
-        """Make it forget an event."""
-        self._say({"op": "forget", "event_id": event_id})
+        checked = await answer
+        return checked["fits"], checked["error"]
 
     def begin(self, task: Task) -> None:
         """Have a child forked for a task."""
@@ -189,7 +187,11 @@ class NurseryProcess(asyncio.Protocol):
         for frame in self._frames.feed(data):
             getattr(self, f"_on_{frame['op']}")(frame)
 
+    def _on_importing(self, frame: dict[str, Any]) -> None:
+        self._importing = frame["module"]
+
     def _on_ready(self, frame: dict[str, Any]) -> None:
+        self._importing = ""
         if not self._ready.done():
             self._ready.set_result(None)
 
@@ -198,8 +200,8 @@ class NurseryProcess(asyncio.Protocol):
             text, module = frame["text"], frame["module"]
             self._ready.set_exception(NurseryUseless(text, module, threads=frame["threads"]))
 
-    def _on_known(self, frame: dict[str, Any]) -> None:
-        answer = self._known.pop(frame["event_id"], None)
+    def _on_checked(self, frame: dict[str, Any]) -> None:
+        answer = self._checked.pop(frame["event_id"], None)
         if answer is not None and not answer.done():
             answer.set_result(frame)
 
@@ -230,12 +232,13 @@ class NurseryProcess(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """See asyncio.Protocol."""
-        gone = NurseryUseless(f"the nursery ended, pid={self.process.pid}")
-        waited_for: list[asyncio.Future[Any]] = [self._ready, *self._known.values()]
+        while_importing = f" while it imported {self._importing!r}" if self._importing else ""
+        gone = NurseryUseless(f"the nursery ended{while_importing}", self._importing)
+        waited_for: list[asyncio.Future[Any]] = [self._ready, *self._checked.values()]
         for answer in waited_for:
             if not answer.done():
                 answer.set_exception(gone)
-        self._known.clear()
+        self._checked.clear()
         if self.process.poll() is None and not self._retired:
             self.process.send_signal(signal.SIGKILL)
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from aembus.coroutines import is_coroutine
+from aembus.errors import RegistrationError
 from aembus.event import Event, Handler
 from aembus.options import EventOptions
+from aembus.points import TypedPoint, typed_handler
 from aembus.spawning.references import Reference, reference_to, resolve
 from aembus.stages import Stages
 
@@ -99,14 +101,37 @@ class Recipe:
         return all(name in sys.modules or name in late for name, _ in self.modules())
 
 
+def recipe_frame(
+    point: str | TypedPoint[Any],
+    handler: Handler,
+    options: EventOptions,
+    constructor: Handler | None,
+    destructor: Handler | None,
+    context: object,
+) -> list[Any]:
+    """Return what the spawn host is told of an event that this process registers.
+
+    Raises: RegistrationError for what another process cannot find, or does not have.
+    """
+    if context is not None:
+        raise RegistrationError(
+            "the context stays in this process, and a handler with spawn=True runs in another; "
+            f"send what it needs as data, event={options.name!r}"
+        )
+    name, data = (point, None) if isinstance(point, str) else (point.name, point.data)
+    recipe = Recipe.make(name, options.name, options.group, handler, constructor, destructor, data)
+    return [recipe.to_frame(), asdict(options)]
+
+
 def make_event(recipe: Recipe) -> Event:
     """Import what the recipe names and return the event, as its handler gets it in a child.
 
     Raises: RegistrationError for what is not there, and what importing raises.
     """
+    if not recipe.is_loaded(()):
+        sys.path += [entry for entry in recipe.path if entry not in sys.path]
     handler: Handler = resolve(recipe.handler)
     if recipe.data is not None:
-        from aembus.points import typed_handler
         from aembus.typed import Shape
 
         handler = typed_handler(Shape(recipe.point, resolve(recipe.data)), handler)

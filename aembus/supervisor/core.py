@@ -40,6 +40,7 @@ from aembus.supervisor.members import (
     KIND_SUPERVISOR,
     KIND_WORKER,
     STATE_STARTING,
+    SUPERVISED,
     Member,
     Members,
 )
@@ -50,6 +51,7 @@ from aembus.supervisor.publication import Publication
 from aembus.supervisor.replay import Replay
 from aembus.supervisor.requests import Requests
 from aembus.supervisor.restarts import GiveUp, Restart
+from aembus.supervisor.spawn_host import SpawnHost
 from aembus.supervisor.watchdog import Watchdog
 from aembus.supervisor.workers import Worker, Workers
 
@@ -127,6 +129,7 @@ class SupervisorProcess:
         self._inboxes = Inboxes(
             self._bus, self._nonce, configuration.slots, configuration.lane_bytes
         )
+        self._spawn_host = SpawnHost(self._members, self._inboxes)
         registry_name = names.shared_name(self._bus, self._nonce, registry.ROLE)
         self._writer = RegistryWriter(registry_name, configuration.registry_bytes)
         try:
@@ -184,6 +187,7 @@ class SupervisorProcess:
         self._workers = Workers(
             self._configuration, self._finished, self._on_worker_death, self._on_worker_restart
         )
+        self._spawn_host.workers = self._workers
         hosting.start(descriptor)
         self._fleet = Fleet(
             self._members,
@@ -203,6 +207,7 @@ class SupervisorProcess:
             self._requests,
             self._workers,
             self._fleet.rolling,
+            self._spawn_host,
             self._on_worker_ready,
             self._statistics,
             self.stop,
@@ -255,18 +260,19 @@ class SupervisorProcess:
         return self._members.document(self._bus, self._nonce, services)
 
     def _on_published(self) -> None:
+        self._spawn_host.reconcile()
         if self._hosting is not None:
             self._hosting.on_registry_changed()
 
     def _finished(self, worker_name: str) -> int:
         for member in self._members:
-            if member.name == worker_name and member.kind == KIND_WORKER:
+            if member.name == worker_name and member.kind in SUPERVISED:
                 return self._inboxes.finished(member.inbox_id)
         return 0
 
     def _worker_member(self, worker: Worker) -> Member:
         found: Member = next(
-            m for m in self._members if m.name == worker.name and m.kind == KIND_WORKER
+            m for m in self._members if m.name == worker.name and m.kind in SUPERVISED
         )
         return found
 
@@ -275,6 +281,8 @@ class SupervisorProcess:
         worker.history.ever_ready = True
         if worker.on_trial is not None and not worker.on_trial.done():
             worker.on_trial.set_result("")
+        if self._spawn_host.is_member(member):
+            self._spawn_host.on_ready()
         if self._dismissed and member.connection is not None:
             member.connection.push({"push": "stop"})  # it was not there when the others were told
         if member.restarts:
@@ -292,6 +300,8 @@ class SupervisorProcess:
             member.connection.member = None
             member.connection = None
         self._inboxes.ring_all()
+        if self._spawn_host.is_member(member):
+            self._spawn_host.on_death()
         assert self._hosting is not None
         self._hosting.on_member_gone(member.slot, member.incarnation)
         degraded = isinstance(decision, Restart) and decision.degraded
@@ -414,7 +424,7 @@ class SupervisorProcess:
         await self._drain(hosting, timeout_s / 2)
         self._dismissed = True
         for member in self._members:
-            if member.kind == KIND_WORKER and member.connection is not None:
+            if member.kind in SUPERVISED and member.connection is not None:
                 member.connection.push({"push": "stop"})
         if not await self._workers.wait_until_gone(timeout_s / 2):
             self._workers.signal_all(signal.SIGABRT)
@@ -427,7 +437,7 @@ class SupervisorProcess:
         # First the end, then what is left: else what is sent in between would be lost.
         await self._publication.end(END_S)
         for member in self._members:
-            if member.kind in (KIND_WORKER, KIND_CLIENT):
+            if member.kind != KIND_SUPERVISOR:
                 self._keep_the_rest(member)
         summary = self._summarise()
         self._inboxes.ring_all()
@@ -443,7 +453,7 @@ class SupervisorProcess:
             queued = sum(
                 self._inboxes.totals(m.inbox_id).queued
                 for m in self._members
-                if m.kind == KIND_WORKER and m.connection is not None
+                if m.kind in SUPERVISED and m.connection is not None
             )
             if not queued and hosting.idle():
                 return

@@ -30,7 +30,7 @@ def bus_statistics(
             point["events"].append(
                 {
                     "id": event_id,
-                    "slot": member.slot,
+                    "slot": members.slot_of(event, member),
                     "name": event.name,
                     "group": event.group,
                     "stopped": event_id in member.stopped,

@@ -21,6 +21,8 @@ from aembus.shm import layout
 KIND_SUPERVISOR: Final = "supervisor"
 KIND_WORKER: Final = "worker"
 KIND_CLIENT: Final = "client"
+KIND_SPAWN: Final = "spawn"
+SUPERVISED: Final = (KIND_WORKER, KIND_SPAWN)  # whose processes the supervisor starts and replaces
 
 STATE_STARTING: Final = "starting"  # its process is coming up, or about to
 STATE_AWAITED: Final = "awaited"  # its process is gone; its place is kept for the next of its name
@@ -38,6 +40,7 @@ class Registration:
     name: str
     group: str | None
     options: RoutingOptions = field(compare=False)
+    spawn: list[Any] | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)
@@ -89,6 +92,7 @@ class Members:
         self._event_ids = itertools.count(1)
         self._stable_ids: dict[tuple[str, Registration], int] = {}
         self._known: dict[int, Registration] = {}
+        self.spawn_host: Member | None = None
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._by_slot.values()))
@@ -141,9 +145,15 @@ class Members:
         """Free the member's slot; its inbox must be gone."""
         del self._by_slot[member.slot]
         for event_id in [*member.events, *member.stopped, *member.pending]:
-            self._known.pop(event_id, None)
+            self._forget(event_id)
         for key in [k for k in self._stable_ids if k[0] == member.name]:
-            self._known.pop(self._stable_ids.pop(key), None)
+            self._forget(self._stable_ids.pop(key))
+
+    def _forget(self, event_id: int) -> None:
+        registration = self._known.get(event_id)
+        # The spawn host may still have jobs of its own, for their group.
+        if registration is not None and registration.spawn is None:
+            del self._known[event_id]
 
     def register(self, member: Member, wanted: list[list[Any]]) -> list[int]:
         """Return ids for the events that `member` wants: the same as before for the same event.
@@ -151,9 +161,9 @@ class Members:
         They are pending until `publish` or `publish_all`.  Raises RegistrationError.
         """
         registrations = []
-        for point, name, document in wanted:
+        for point, name, document, spawn in wanted:
             options = RoutingOptions(**document)
-            registrations.append(Registration(point, name, options.group, options))
+            registrations.append(Registration(point, name, options.group, options, spawn))
         self._check_policies(member, registrations)
         ids = []
         for registration in registrations:
@@ -232,6 +242,12 @@ class Members:
         """Return what an event id stands for, also after it was unregistered."""
         return self._known.get(event_id)
 
+    def slot_of(self, event: Registration, member: Member) -> int:
+        """Return the slot to which the jobs of an event of `member` go."""
+        if event.spawn is None or self.spawn_host is None:
+            return member.slot
+        return self.spawn_host.slot
+
     def counter(self, member: Member, name: str) -> int:
         """Return the index of the member's counter of this name.  Raises ControlError."""
         index = member.counters.setdefault(name, len(member.counters))
@@ -249,7 +265,8 @@ class Members:
         points: dict[str, list[list[Any]]] = {}
         for member in listed:
             for event_id, event in member.events.items():
-                registration = [event_id, member.slot, event.options.to_document()]
+                slot = self.slot_of(event, member)
+                registration = [event_id, slot, event.options.to_document()]
                 points.setdefault(event.point, []).append(registration)
         return {
             "bus": bus,

@@ -19,6 +19,7 @@ from aembus.supervisor.members import (
     KIND_CLIENT,
     KIND_WORKER,
     STATE_STARTING,
+    SUPERVISED,
     Member,
     Members,
 )
@@ -26,6 +27,7 @@ from aembus.supervisor.places import Places
 from aembus.supervisor.publication import Publication
 from aembus.supervisor.requests import Requests, deaths
 from aembus.supervisor.rolling import Rolling
+from aembus.supervisor.spawn_host import SpawnHost
 from aembus.supervisor.workers import Workers
 
 log = logging.getLogger("aembus")
@@ -53,6 +55,7 @@ class Operations:
         requests: Requests,
         workers: Workers,
         rolling: Rolling,
+        spawn_host: SpawnHost,
         on_ready: Callable[[Member], None],
         statistics: Callable[[], dict[str, Any]],
         stop: Callable[[str], None],
@@ -66,6 +69,7 @@ class Operations:
         self._requests = requests
         self._workers = workers
         self._rolling = rolling
+        self._spawn_host = spawn_host
         self._on_ready = on_ready
         self._statistics = statistics
         self._stop = stop
@@ -80,6 +84,10 @@ class Operations:
             "stop_event": self.stop_event,
             "start_event": self.start_event,
             "unregister": self.unregister,
+            "spawned_events": self.spawned_events,
+            "spawn_host_says": self.spawn_host_says,
+            "unregister_spawned": self.unregister_spawned,
+            "children": self.children,
             "leave": self.leave,
             "acknowledge": self.acknowledge,
             "pipe_bell": self.pipe_bell,
@@ -96,8 +104,8 @@ class Operations:
             raise ControlError(f"this connection has joined already, pid={connection.pid}")
         if self._rolling.of_pid(connection.pid):
             member = await self._rolling.join(connection)
-        elif request["kind"] == KIND_WORKER:
-            member = self._join_worker(connection, request["name"])
+        elif request["kind"] in SUPERVISED:
+            member = self._join_worker(connection, request["kind"], request["name"])
         else:
             member = await self._join_client(connection, request)
         connection.member = member
@@ -112,14 +120,14 @@ class Operations:
             "name": member.name,
         }
 
-    def _join_worker(self, connection: Connection, name: str) -> Member:
+    def _join_worker(self, connection: Connection, kind: str, name: str) -> Member:
         worker = self._workers.by_pid(connection.pid)
         if worker is None or worker.name != name:
             raise ControlError(
                 f"only a worker that this supervisor spawned can join as one, "
                 f"pid={connection.pid}, name={name!r}"
             )
-        member = next(m for m in self._members if m.name == name and m.kind == KIND_WORKER)
+        member = next(m for m in self._members if m.name == name and m.kind == kind)
         self._members.replace_process(member, connection.pid)
         return member
 
@@ -150,8 +158,11 @@ class Operations:
         return {}
 
     async def register(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
-        """Give out ids for events; they are not published yet."""
-        return {"ids": self._members.register(_member(connection), request["events"])}
+        """Give out ids for events; they are not published yet, but the spawn host has its own."""
+        member = _member(connection)
+        ids = self._members.register(member, request["events"])
+        await self._spawn_host.adopt(member, ids)
+        return {"ids": ids}
 
     async def publish(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Publish what the member has registered."""
@@ -163,8 +174,9 @@ class Operations:
         member = _member(connection)
         self._members.publish_all(member, request["stopped"])
         generation = await self._publication.publish()
-        if member.kind == KIND_WORKER:
-            self._rolling.on_ready(member)
+        if member.kind in SUPERVISED:
+            if member.kind == KIND_WORKER:
+                self._rolling.on_ready(member)
             self._on_ready(member)
         return {"generation": generation}
 
@@ -182,6 +194,31 @@ class Operations:
         """Take events off their wait queues."""
         self._members.unregister(_member(connection), request["ids"])
         return {"generation": await self._publication.publish()}
+
+    async def spawned_events(
+        self, connection: Connection, request: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return the events that the spawn host is to have; its process begins with that."""
+        return {"events": self._spawn_host.events_for_process()}
+
+    async def spawn_host_says(
+        self, connection: Connection, request: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Take the spawn host's answer to what it was asked."""
+        self._spawn_host.says(request["number"], request["says"])
+        return {}
+
+    async def unregister_spawned(
+        self, connection: Connection, request: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Take events off their wait queues, for the spawn host: they had their only job."""
+        self._spawn_host.unregister(request["ids"])
+        return {"generation": await self._publication.publish()}
+
+    async def children(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the children of one event."""
+        children = await self._spawn_host.children()
+        return {"children": children.get(request["event_id"], [])}
 
     async def leave(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Let go of the member; a worker's place stays for its replacement."""
@@ -241,7 +278,16 @@ class Operations:
 
     async def statistics(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Return everything that `aembus stats --json` shows."""
-        return self._statistics()
+        found = self._statistics()
+        try:
+            children = await self._spawn_host.children()
+        except ControlError as error:
+            log.warning("children are not shown: %s", error)
+            children = {}
+        for point in found["points"]:
+            for event in point["events"]:
+                event["children"] = children.get(event["id"], [])
+        return found
 
     async def stop(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Begin to stop the bus."""

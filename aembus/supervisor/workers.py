@@ -24,6 +24,7 @@ from aembus.supervisor.restarts import GiveUp, Restart, RestartHistory, decide
 
 log = logging.getLogger("aembus")
 
+PROGRAM: Final = "aembus.worker"
 SPAWN_AGAIN_S: Final = 0.5  # after a process could not be made: no descriptors, no memory
 
 
@@ -46,6 +47,7 @@ class Successor:
 class Worker:
     """One worker and the process that is it now.
 
+    program: the module that its process runs.
     handler_timeout_s: how long a handler may run; None: for ever.
     not_started: what it said when it could not start.
     again: when its replacement is to be spawned.
@@ -56,6 +58,7 @@ class Worker:
     name: str
     spec: WorkerSpec
     handler_timeout_s: float | None = None
+    program: str = PROGRAM
     process: subprocess.Popen[bytes] | None = None
     pidfd: int = -1
     successor: Successor | None = None
@@ -142,6 +145,16 @@ class Workers:
     def __getitem__(self, name: str) -> Worker:
         return self._workers[name]
 
+    def start(self, worker: Worker) -> None:
+        """Start one of no kind, which is replaced when it dies, also if it has never come up."""
+        worker.history.ever_ready = True
+        self._workers[worker.name] = worker
+        try:
+            self.spawn(worker)
+        except OSError:
+            del self._workers[worker.name]
+            raise
+
     def by_pid(self, pid: int) -> Worker | None:
         """Return the worker whose process has this PID now."""
         for worker in self._workers.values():
@@ -220,7 +233,7 @@ class Workers:
         }
         # A process group of its own: the terminal's Ctrl-C is for the supervisor.
         process = subprocess.Popen(
-            [sys.executable, "-m", "aembus.worker"], stdin=subprocess.PIPE, process_group=0
+            [sys.executable, "-m", worker.program], stdin=subprocess.PIPE, process_group=0
         )
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError), process.stdin:

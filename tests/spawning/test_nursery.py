@@ -68,7 +68,7 @@ def recipe(handler: Any, **stages: Any) -> Recipe:
     return Recipe.make("point", "the event", None, handler, **wanted)
 
 
-def task(number: int, *data: Any, answer: bool = True) -> Task:
+def task(number: int, made: Recipe, *data: Any, answer: bool = True) -> Task:
     """Return a job, as a call or as a plain one."""
     flags = layout.FLAG_WANTS_REPLY if answer else 0
     kind = layout.KIND_CALL if answer else layout.KIND_JOB
@@ -77,7 +77,7 @@ def task(number: int, *data: Any, answer: bool = True) -> Task:
     if answer:
         payload = struct.pack("=I", 0) + payload
     header = [len(payload), kind, flags, 3, state, 17, 1, 0, 1, 9, 0, EVENT, 99]
-    return Task(number, EVENT, 4, layout.CLASS_NORMAL, header, payload)
+    return Task(number, made.to_frame(), EVENT, 4, layout.CLASS_NORMAL, header, payload)
 
 
 def run(
@@ -85,14 +85,14 @@ def run(
     use: Callable[[NurseryProcess, Notes], Awaitable[None]],
     late: tuple[str, ...] = (),
 ) -> None:
-    """Start a nursery that knows an event, use it, and end it."""
+    """Start a nursery use it, and end it."""
 
     async def main() -> None:
         notes = Notes()
         nursery = NurseryProcess(notes, late)
         await nursery.start(made.modules(), made.path)
         try:
-            assert await nursery.know(EVENT, made, fresh=False) == (True, "")
+            assert await nursery.check(EVENT, made, fresh=False) == (True, "")
             await use(nursery, notes)
         finally:
             await nursery.end()
@@ -106,7 +106,7 @@ def outcome_of(made: Recipe, *data: Any, answer: bool = True, late: tuple[str, .
     found: list[Any] = []
 
     async def use(nursery: NurseryProcess, notes: Notes) -> None:
-        nursery.begin(task(1, *data, answer=answer))
+        nursery.begin(task(1, made, *data, answer=answer))
         await notes.until(lambda: 1 in notes.ended)
         found.append((notes.outcomes.get(1), notes.ended[1]))
 
@@ -181,12 +181,13 @@ def test_a_large_result_arrives_whole() -> None:
 
     async def use(nursery: NurseryProcess, notes: Notes) -> None:
         for number in range(4):
-            nursery.begin(task(number, 1_000_000 + number))
+            nursery.begin(task(number, made, 1_000_000 + number))
         await notes.until(lambda: len(notes.ended) == 4)
         sizes = [len(codec.decode(notes.outcomes[n].answer)[0]) for n in range(4)]
         assert sizes == [1_000_000, 1_000_001, 1_000_002, 1_000_003]
 
-    run(recipe(handlers.big), use)
+    made = recipe(handlers.big)
+    run(made, use)
 
 
 def test_other_kinds_of_handlers() -> None:
@@ -207,13 +208,14 @@ def test_children_end_with_the_nursery(tmp_path: Path) -> None:
 
     async def use(nursery: NurseryProcess, notes: Notes) -> None:
         for number in range(3):
-            nursery.begin(task(number, str(tmp_path), number))
+            nursery.begin(task(number, made, str(tmp_path), number))
         await notes.until(lambda: len(notes.begun) == 3)
         pids.extend(notes.begun.values())
         os.kill(nursery.process.pid, signal.SIGKILL)
         await asyncio.wait_for(notes.gone.wait(), 20)
 
-    run(recipe(handlers.wait_for_file), use)
+    made = recipe(handlers.wait_for_file)
+    run(made, use)
     until("init has reaped them", lambda: not any(map(psutil.pid_exists, pids)))
 
 
@@ -221,7 +223,7 @@ def test_a_retired_nursery_ends_with_its_last_child(tmp_path: Path) -> None:
     """And not before."""
 
     async def use(nursery: NurseryProcess, notes: Notes) -> None:
-        nursery.begin(task(1, str(tmp_path), 1))
+        nursery.begin(task(1, made, str(tmp_path), 1))
         await notes.until(lambda: 1 in notes.begun)
         nursery.retire()
         assert nursery.process.poll() is None
@@ -230,7 +232,8 @@ def test_a_retired_nursery_ends_with_its_last_child(tmp_path: Path) -> None:
         assert notes.ended == {1: 0}
         assert codec.decode(notes.outcomes[1].answer)[0] == "went-1"
 
-    run(recipe(handlers.wait_for_file), use)
+    made = recipe(handlers.wait_for_file)
+    run(made, use)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +241,11 @@ def test_a_retired_nursery_ends_with_its_last_child(tmp_path: Path) -> None:
     [
         ("raise LookupError('no such thing')", "LookupError: no such thing", False),
         ("import os; os._exit(9)", "the nursery ended", False),
-        ("import threading\nthreading.Thread(target=input, daemon=True).start()", "threads", True),
+        (
+            "import threading\nthreading.Timer(60, print).start()",
+            "threads",
+            True,
+        ),
     ],
 )
 def test_a_module_that_will_not_do_is_told(
@@ -272,10 +279,10 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
             del sys.modules["changing"]
         nursery = NurseryProcess(Notes())
         await nursery.start(made.modules(), made.path)
-        assert await nursery.know(EVENT, made, fresh=True) == (True, "")
+        assert await nursery.check(EVENT, made, fresh=True) == (True, "")
         os.utime(file, ns=(1, 1))
-        assert await nursery.know(EVENT, made, fresh=False) == (True, "")
-        assert await nursery.know(EVENT, made, fresh=True) == (False, "")
+        assert await nursery.check(EVENT, made, fresh=False) == (True, "")
+        assert await nursery.check(EVENT, made, fresh=True) == (False, "")
         await nursery.end()
 
     asyncio.run(main())
