@@ -33,6 +33,8 @@ from typing import Any, Final, TypeVar
 
 import msgpack
 
+from aembus.shm.lanes import plain_decode
+
 EXT_DATETIME: Final = 1
 EXT_DATE: Final = 2
 EXT_TIME: Final = 3
@@ -136,6 +138,7 @@ def _cannot_be_sent(kind: type) -> str:
 # --- decoding -----------------------------------------------------------------------------------
 
 
+@plain_decode
 def decode(payload: bytes) -> list[Any]:
     """Return the arguments that `encode` was given.
 

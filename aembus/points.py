@@ -12,6 +12,7 @@ from aembus.codec import NOT_PLAIN, encode, encode_plain, encode_rich, key_hash
 from aembus.coroutines import is_coroutine
 from aembus.sender import IN_TURN, Job, Sender
 from aembus.shm import layout
+from aembus.shm.lanes import plain_activate
 
 if TYPE_CHECKING:
     from aembus.awaiting import Awaiting
@@ -45,6 +46,7 @@ class ActivationPoint:
         self._sender = sender
         self._route = sender.route(name)
 
+    @plain_activate
     def activate(
         self,
         *data: Any,

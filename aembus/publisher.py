@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 from aembus.gate import Gate
 from aembus.shm import layout
@@ -18,12 +18,15 @@ from aembus.shm.lane import LaneProducer
 from aembus.shm.peer import Peer
 
 
-class Destination(NamedTuple):
+class Destination:
     """Where a job goes: a lane, the inbox that it is in, and the event there."""
 
-    lane: LaneProducer
-    peer: Peer
-    event_id: int
+    __slots__ = ("event_id", "peer", "put")
+
+    def __init__(self, lane: LaneProducer, peer: Peer, event_id: int) -> None:
+        self.put = lane.put
+        self.peer = peer
+        self.event_id = event_id
 
 
 class Publisher:
@@ -37,7 +40,15 @@ class Publisher:
         group: one of these gets each job; None: its lane is not open yet.
     """
 
-    __slots__ = ("_gate", "_generation", "_group", "_turn", "_words")
+    __slots__ = (
+        "_gate",
+        "_generation",
+        "_group",
+        "_lock",
+        "_only",
+        "_turn",
+        "_words",
+    )
 
     def __init__(
         self,
@@ -52,6 +63,10 @@ class Publisher:
         self._generation = generation
         self._turn = turn
         self._group = group
+        self._only = group[0] if len(group) == 1 else None
+        # A `with` block would cost more than the rest of this class.
+        lock: Any = gate.lock
+        self._lock = lock.acquire, lock.release, lock._is_owned  # the last as Condition asks it
 
     def publish(self, payload: bytes, key_hash: int) -> int:
         """Return 1 if the job was published and announced; 0: nothing was, use the other way.
@@ -59,27 +74,33 @@ class Publisher:
         `key_hash` is -1 for the next in turn.
         """
         gate = self._gate
+        acquire, release, is_owned = self._lock  # calling attributes is slower than calling locals
         peer = None
         try:
-            with gate.lock:
+            try:
+                acquire()  # inside of `try`: Ctrl-C may come right behind it
                 if gate.busy or self._words[_GENERATION_WORD] != self._generation:
                     return 0
                 gate.busy = True
                 try:
-                    group = self._group
                     chooser = self._turn + 1 if key_hash < 0 else key_hash
-                    destination = group[chooser % len(group)]
+                    destination = self._only or self._group[chooser % len(self._group)]
                     if destination is None:
                         return 0
-                    lane, peer, event_id = destination
-                    if not lane.put(payload, event_id, key_hash, time.monotonic_ns()):
+                    put, peer = destination.put, destination.peer
+                    if not put(payload, destination.event_id, key_hash, time.monotonic_ns()):
                         return 0
                     if key_hash < 0:
                         self._turn = chooser
                 finally:
                     gate.busy = False
+            finally:
+                try:
+                    release()
+                except RuntimeError:  # Ctrl-C came first, while another thread had it
+                    pass
             # Releasing the lock was a fence, but not if it is held further out.
-            if gate.lock._is_owned():  # type: ignore[attr-defined]  # as Gate.is_held_here
+            if is_owned():  # as Gate.is_held_here
                 fence()
             peer.ring()
         except BaseException:

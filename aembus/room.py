@@ -7,17 +7,15 @@ looked for the last time; the last thread of a process that waits for a lane low
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+from aembus.looking import Looking
 from aembus.shm.doorbell import fence
 from aembus.shm.lanes import LaneProducer
 from aembus.shm.peer import Peer
 
 LOOK_S: Final = 100e-6
-LOOKS_SKIPPED_MAX: Final = 64
 
 
 class Wanted(NamedTuple):
@@ -61,28 +59,11 @@ class RoomWaiters:
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[int, int], set[object]] = {}
-        self._looks_to_skip = 0
-        self._skip_next = 1
+        self._looking = Looking(LOOK_S)
 
     def look(self, has_come: Callable[[], bool]) -> bool:
-        """Look for room for a moment, giving others the core; say whether it has come.
-
-        A sleep and a post cost more than the moment, where the owner is at work on another core.
-        Where it has been in vain it is tried less often: with many producers for one core they
-        would take it from the owner that they wait for.
-        """
-        if self._looks_to_skip:
-            self._looks_to_skip -= 1
-            return False
-        until = time.monotonic() + LOOK_S
-        while not has_come():
-            if time.monotonic() >= until:
-                self._looks_to_skip = self._skip_next
-                self._skip_next = min(2 * self._skip_next, LOOKS_SKIPPED_MAX)
-                return False
-            os.sched_yield()
-        self._skip_next = 1
-        return True
+        """Look for room for a moment; say whether it has come."""
+        return self._looking.look(has_come)
 
     @contextlib.contextmanager
     def flags_raised(self, lanes: Sequence[Wanted]) -> Iterator[None]:

@@ -17,6 +17,7 @@ from typing import Final
 from aembus.calls import Calls
 from aembus.errors import BusBroken
 from aembus.events import EventStruct
+from aembus.looking import Looking
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 
@@ -24,6 +25,8 @@ log = logging.getLogger("aembus")
 
 SPINS_BETWEEN_LOOKS: Final = 16
 LOOK_S: Final = 0.1  # between two looks whether to stop, while there is no bus
+SLEEP_AFTER_S: Final = 50e-6  # without work; about what a wake-up costs
+BUSY_S: Final = 25e-6  # between two jobs that arrive, or less: then latency is not the question
 SPIN_VARIABLE: Final = "AEMBUS_SPIN_US"
 
 
@@ -52,6 +55,7 @@ class Runner:
         self._inbox = inbox
         self._calls = calls
         self._await_bus = await_bus
+        self._looking = Looking(SLEEP_AFTER_S)
         self._running = threading.Lock()
         self._runs_in = 0  # the thread that holds it
         self._ended = False  # nobody may run any more
@@ -70,7 +74,7 @@ class Runner:
             with self._running:
                 self._runs_in = threading.get_ident()
                 while not (self._stopping or self._parted or self._ended):
-                    if self._deliver() or (spin_s and self._spin(spin_s)):
+                    if self._deliver() or (self._spin(spin_s) if spin_s else self._look()):
                         continue
                     self._inbox.wait(self.has_work, self._event_struct.due_in_s())
         self.finish()
@@ -219,6 +223,19 @@ class Runner:
         """Say whether there is something to deliver, or to look at."""
         # Without what is due: no post announces that, the sleep is made short enough for it.
         return self._stopping or self._inbox.has_records() or self._event_struct.has_completed()
+
+    def _look(self) -> bool:
+        looking = self._looking
+        if not looking.look(self._is_worth_a_turn):
+            return False
+        # Others had the core for longer than the moment.  If so much came meanwhile, that was well
+        # spent: sleeps and posts, many for each turn of the producers, would cost more.
+        if self._deliver() * BUSY_S >= looking.took_s:
+            looking.was_worth()
+        return True
+
+    def _is_worth_a_turn(self) -> bool:
+        return self.has_work() or self._event_struct.is_due()
 
     def _spin(self, spin_s: float) -> bool:
         found = self._inbox.has_records_in_known_lanes

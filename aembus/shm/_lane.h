@@ -11,7 +11,8 @@
  *
  * Beside the two ends of a lane it has the two inner loops that profiles showed to be the cost of
  * a job: Publisher.publish (pick, claim, commit, look whether to post) and LaneConsumer.deliver
- * (take, decode, call the handler, done).  Whatever is not the plain case they leave to Python.
+ * (take, decode, call the handler, done); around them ActivationPoint.activate and codec.decode for
+ * plain data.  Whatever is not the plain case they leave to Python.
  *
  * The whole API is used and not the limited one: calls by vectorcall are a third of the cost of a
  * job, and the limited API has them from 3.12 on only.
@@ -19,7 +20,10 @@
  *     _lane.h            what all share: layout.py's numbers, words, the memory, the module's state
  *     _lane_memory.c     opening and closing the memory, refusing numbers
  *     _lane_producer.h   claim and commit, for LaneProducer (_lane_producer.c) and Publisher
- *                        (_lane_publisher.c)
+ *                        (_lane_publisher.c, .h)
+ *     _lane_codec.h      msgpack for plain data (_lane_encode.c, _lane_decode.c)
+ *     _lane_short.c      activate and decode for plain data
+ *     _lane_slots.h      an object's slots
  *     _lane_consumer.h   take and done, for LaneConsumer (_lane_consumer.c) and its `deliver`
  *                        (_lane_deliver.c); Record (_lane_record.c)
  *     _lane_module.c     the module
@@ -193,12 +197,19 @@ typedef struct {
     PyTypeObject *consumer;
     PyTypeObject *record;
     PyTypeObject *publisher;
+    PyTypeObject *plain_activate;
+    PyTypeObject *plain_decode;
     PyObject *corrupt_lane;
     PyObject *str_handler;
     PyObject *str_lane;
     PyObject *str_delivered;
     PyObject *str_once;
     PyObject *str_ring;
+    PyObject *str_key;
+    PyObject *str_timeout;
+    PyObject *str_ttl;
+    PyObject *str_route;
+    PyObject *str_publisher;
 } State;
 
 extern struct PyModuleDef lane_module;
@@ -207,6 +218,8 @@ extern PyType_Spec lane_producer_spec;
 extern PyType_Spec lane_consumer_spec;
 extern PyType_Spec lane_record_spec;
 extern PyType_Spec lane_publisher_spec;
+extern PyType_Spec lane_plain_activate_spec;
+extern PyType_Spec lane_plain_decode_spec;
 
 static inline State *state_of(PyObject *self)
 {

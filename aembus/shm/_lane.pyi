@@ -1,4 +1,5 @@
-from typing import Any, final
+from collections.abc import Callable
+from typing import Any, TypeVar, final
 
 from aembus.shm import lane
 
@@ -52,3 +53,11 @@ class Publisher:
 
         Returns and raises what `publish` does, whose next in turn gets it.
         """
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+def PlainActivate(function: _Function, /) -> _Function:
+    """Return `function`, ActivationPoint's `activate`, with a short way in C for plain data."""
+
+def PlainDecode(function: _Function, /) -> _Function:
+    """Return `function`, which decodes a payload, with a short way in C for plain data."""

@@ -7,7 +7,8 @@
 
 #include "_lane_consumer.h"
 
-#include <structmember.h>
+#include "_lane_codec.h"
+#include "_lane_slots.h"
 
 #define ARGUMENTS_ON_STACK 16
 
@@ -24,52 +25,16 @@ typedef struct {
     Py_ssize_t delivered;
 } Slots;
 
-static Py_ssize_t slot_offset(PyTypeObject *type, PyObject *name)
-{
-    if (type->tp_getattro != PyObject_GenericGetAttr ||
-        type->tp_setattro != PyObject_GenericSetAttr)
-        return 0;
-    PyObject *found = PyObject_GetAttr((PyObject *)type, name);
-    if (found == NULL) {
-        PyErr_Clear(); /* it may still be in the object's own __dict__ */
-        return 0;
-    }
-    Py_ssize_t offset = 0;
-    if (Py_IS_TYPE(found, &PyMemberDescr_Type)) {
-        PyMemberDescrObject *slot = (PyMemberDescrObject *)found;
-        if (slot->d_member->type == T_OBJECT_EX && slot->d_member->flags == 0 &&
-            PyType_IsSubtype(type, PyDescr_TYPE(slot)))
-            offset = slot->d_member->offset;
-    }
-    Py_DECREF(found);
-    return offset;
-}
-
 static void slots_of(Slots *slots, State *names, PyObject *event)
 {
     PyTypeObject *type = Py_TYPE(event);
     if (slots->type == type)
         return;
     Py_INCREF(type);
-    slots->handler = slot_offset(type, names->str_handler);
-    slots->once = slot_offset(type, names->str_once);
-    slots->delivered = slot_offset(type, names->str_delivered);
+    slots->handler = lane_slot_offset(type, names->str_handler);
+    slots->once = lane_slot_offset(type, names->str_once);
+    slots->delivered = lane_slot_offset(type, names->str_delivered);
     Py_XSETREF(slots->type, type);
-}
-
-static inline PyObject *get_attribute(PyObject *event, Py_ssize_t offset, PyObject *name)
-{
-    PyObject *value = offset == 0 ? NULL : *(PyObject **)((char *)event + offset);
-    return value == NULL ? PyObject_GetAttr(event, name) : Py_NewRef(value);
-}
-
-static inline int set_attribute(PyObject *event, Py_ssize_t offset, PyObject *name, PyObject *value)
-{
-    if (offset == 0)
-        return PyObject_SetAttr(event, name, value);
-    PyObject **place = (PyObject **)((char *)event + offset);
-    Py_XSETREF(*place, Py_NewRef(value));
-    return 0;
 }
 
 /* --- one job after the other ------------------------------------------------------------------*/
@@ -78,6 +43,7 @@ static inline int set_attribute(PyObject *event, Py_ssize_t offset, PyObject *na
 typedef struct {
     PyObject *events;
     PyObject *decode;
+    int decodes_plain;    /* `decode` is codec.decode: what is plain it need not be asked for */
     PyObject *key;        /* of the last event in `events`, or NULL */
     uint32_t event_id;    /* the same as a number */
     PyObject *event;      /* of the last job, or NULL; its `lane` is ours */
@@ -93,19 +59,8 @@ typedef struct {
     PyObject *event;
 } Job;
 
-/* Call handler(event, *data); `data` is what the payload decodes to. */
 static PyObject *call_handler(PyObject *handler, PyObject *event, PyObject *data)
 {
-    if (PyList_CheckExact(data) && Py_REFCNT(data) == 1 && /* ours alone: it keeps its items */
-        PyList_GET_SIZE(data) <= ARGUMENTS_ON_STACK) {
-        PyObject *stack[2 + ARGUMENTS_ON_STACK]; /* the first is for the callee to use */
-        Py_ssize_t size = PyList_GET_SIZE(data);
-        stack[1] = event;
-        for (Py_ssize_t i = 0; i < size; i++)
-            stack[2 + i] = PyList_GET_ITEM(data, i);
-        return PyObject_Vectorcall(handler, stack + 1,
-                                   ((size_t)size + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    }
     PyObject *arguments = PySequence_Tuple(data);
     PyObject *first = arguments == NULL ? NULL : PyTuple_Pack(1, event);
     PyObject *all = first == NULL ? NULL : PySequence_Concat(first, arguments);
@@ -113,6 +68,29 @@ static PyObject *call_handler(PyObject *handler, PyObject *event, PyObject *data
     Py_XDECREF(all);
     Py_XDECREF(first);
     Py_XDECREF(arguments);
+    return result;
+}
+
+/* Call handler(event, *data); `data` is what the payload decodes to. */
+static PyObject *call_with_payload(Run *run, PyObject *handler, PyObject *event, PyObject *payload)
+{
+    if (run->decodes_plain) {
+        PyObject *stack[2 + ARGUMENTS_ON_STACK]; /* the first is for the callee to use */
+        Py_ssize_t count = lane_decode(payload, stack + 2, ARGUMENTS_ON_STACK);
+        if (count >= 0) {
+            stack[1] = event;
+            PyObject *result = PyObject_Vectorcall(
+                handler, stack + 1, ((size_t)count + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+            for (Py_ssize_t i = 0; i < count; i++)
+                Py_DECREF(stack[2 + i]);
+            return result;
+        }
+        if (PyErr_Occurred())
+            return NULL;
+    }
+    PyObject *data = PyObject_CallOneArg(run->decode, payload);
+    PyObject *result = data == NULL ? NULL : call_handler(handler, event, data);
+    Py_XDECREF(data);
     return result;
 }
 
@@ -230,9 +208,7 @@ static int run_job(Consumer *self, Run *run, const Job *job)
     PyObject *handler = get_attribute(job->event, run->slots.handler, name);
     if (handler == NULL)
         return -1;
-    PyObject *data = PyObject_CallOneArg(run->decode, job->payload);
-    PyObject *result = data == NULL ? NULL : call_handler(handler, job->event, data);
-    Py_XDECREF(data);
+    PyObject *result = call_with_payload(run, handler, job->event, job->payload);
     Py_DECREF(handler);
     if (result == NULL)
         return -1;
@@ -258,7 +234,9 @@ PyObject *lane_consumer_deliver(Consumer *self, PyObject *const *args, Py_ssize_
     Py_ssize_t budget = PyLong_AsSsize_t(args[2]);
     if (budget == -1 && PyErr_Occurred())
         return NULL;
-    Run run = {.events = args[0], .decode = args[1]};
+    Run run = {.events = args[0],
+               .decode = args[1],
+               .decodes_plain = Py_IS_TYPE(args[1], self->module->plain_decode)};
     PyObject *stopping = args[3];
     self->runs++;
     Py_CLEAR(self->payload);

@@ -48,7 +48,9 @@ static int add_types(PyObject *module, State *state)
     int added = (state->producer = add_type(module, &lane_producer_spec)) != NULL &&
                 (state->consumer = add_type(module, &lane_consumer_spec)) != NULL &&
                 (state->record = add_type(module, &lane_record_spec)) != NULL &&
-                (state->publisher = add_type(module, &lane_publisher_spec)) != NULL;
+                (state->publisher = add_type(module, &lane_publisher_spec)) != NULL &&
+                (state->plain_activate = add_type(module, &lane_plain_activate_spec)) != NULL &&
+                (state->plain_decode = add_type(module, &lane_plain_decode_spec)) != NULL;
     return added ? 0 : -1;
 }
 
@@ -58,7 +60,12 @@ static int make_names(State *state)
                (state->str_lane = PyUnicode_InternFromString("lane")) != NULL &&
                (state->str_delivered = PyUnicode_InternFromString("delivered")) != NULL &&
                (state->str_once = PyUnicode_InternFromString("once")) != NULL &&
-               (state->str_ring = PyUnicode_InternFromString("ring")) != NULL;
+               (state->str_ring = PyUnicode_InternFromString("ring")) != NULL &&
+               (state->str_key = PyUnicode_InternFromString("key")) != NULL &&
+               (state->str_timeout = PyUnicode_InternFromString("timeout")) != NULL &&
+               (state->str_ttl = PyUnicode_InternFromString("ttl")) != NULL &&
+               (state->str_route = PyUnicode_InternFromString("_route")) != NULL &&
+               (state->str_publisher = PyUnicode_InternFromString("publisher")) != NULL;
     return made ? 0 : -1;
 }
 
@@ -89,6 +96,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->consumer);
     Py_VISIT(state->record);
     Py_VISIT(state->publisher);
+    Py_VISIT(state->plain_activate);
+    Py_VISIT(state->plain_decode);
     Py_VISIT(state->corrupt_lane);
     return 0;
 }
@@ -100,12 +109,19 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->consumer);
     Py_CLEAR(state->record);
     Py_CLEAR(state->publisher);
+    Py_CLEAR(state->plain_activate);
+    Py_CLEAR(state->plain_decode);
     Py_CLEAR(state->corrupt_lane);
     Py_CLEAR(state->str_handler);
     Py_CLEAR(state->str_lane);
     Py_CLEAR(state->str_delivered);
     Py_CLEAR(state->str_once);
     Py_CLEAR(state->str_ring);
+    Py_CLEAR(state->str_key);
+    Py_CLEAR(state->str_timeout);
+    Py_CLEAR(state->str_ttl);
+    Py_CLEAR(state->str_route);
+    Py_CLEAR(state->str_publisher);
     return 0;
 }
 

@@ -1,35 +1,8 @@
 /* Publisher: one activation's way from the encoded payload to the lanes and the doorbells. */
 
-#include "_lane_producer.h"
+#include "_lane_publisher.h"
 
 #include <time.h>
-
-typedef struct {
-    Producer *lane;  /* NULL: not open yet */
-    PyObject *peer;  /* posted by its ring() */
-    Py_buffer words; /* the peer's inbox */
-    Word *sleeping;
-    uint32_t event_id;
-} Destination;
-
-typedef struct {
-    Destination *members;
-    Py_ssize_t size;
-    Destination *chosen; /* one of them, while publishing */
-} Group;
-
-typedef struct {
-    PyObject_HEAD
-    Py_buffer registry;
-    Word *generation_word;
-    uint64_t generation;
-    uint64_t turn;
-    Group *groups;
-    Py_ssize_t count;
-    uint32_t addressee;
-    uint8_t kind;
-    uint8_t flags;
-} Publisher;
 
 static uint64_t monotonic_ns(void)
 {
@@ -193,9 +166,9 @@ static inline Destination *choose(const Group *group, uint64_t chooser)
  * interrupted: it is in the middle, and its lane not for us.  A claim of our own there is for a
  * second event of the same member.
  */
-static Py_ssize_t claim_all(Publisher *self, uint64_t chooser, PyObject *payload, Header *fields)
+static Py_ssize_t claim_all(Publisher *self, uint64_t chooser, const char *payload,
+                            uint64_t length, Header *fields)
 {
-    uint64_t length = (uint64_t)PyBytes_GET_SIZE(payload);
     Py_ssize_t g = 0;
     for (; g < self->count; g++) {
         Destination *member = choose(&self->groups[g], chooser);
@@ -205,7 +178,7 @@ static Py_ssize_t claim_all(Publisher *self, uint64_t chooser, PyObject *payload
         if (lane->claimed != lane->tail && lane->claimed_by != self)
             break;
         fields->event_id = member->event_id;
-        if (!claim(lane, PyBytes_AS_STRING(payload), length, fields))
+        if (!claim(lane, payload, length, fields))
             break;
         lane->claimed_by = self;
         self->groups[g].chosen = member;
@@ -253,8 +226,8 @@ static int ring_all(Publisher *self, uint64_t chooser)
 }
 
 /* Publish one record to each group; what is not in `fields` is added here. */
-static PyObject *publish_record(Publisher *self, PyObject *payload, uint64_t chooser, int in_turn,
-                                Header *fields)
+static Py_ssize_t publish_record(Publisher *self, const char *payload, uint64_t length,
+                                 uint64_t chooser, int in_turn, Header *fields)
 {
     fields->kind = self->kind;
     fields->flags = self->flags;
@@ -263,12 +236,12 @@ static PyObject *publish_record(Publisher *self, PyObject *payload, uint64_t cho
     /* Nothing between this look and the last commit gives up the GIL: who acknowledges a newer
      * generation knows that no activation under an older one is under way. */
     if (load(self->generation_word) != self->generation)
-        return PyLong_FromLong(0);
-    Py_ssize_t claimed = claim_all(self, chooser, payload, fields);
+        return 0;
+    Py_ssize_t claimed = claim_all(self, chooser, payload, length, fields);
     if (claimed < self->count || claimed == 0) {
         for (Py_ssize_t g = 0; g < claimed; g++)
             abort_claims(self->groups[g].chosen->lane);
-        return PyLong_FromLong(0);
+        return 0;
     }
     if (in_turn)
         self->turn = chooser;
@@ -277,7 +250,14 @@ static PyObject *publish_record(Publisher *self, PyObject *payload, uint64_t cho
     KILLPOINT("publish: committed");
     atomic_thread_fence(memory_order_seq_cst); /* SYNC POINT: pairs with announce_sleep's */
     KILLPOINT("publish: fenced");
-    return ring_all(self, chooser) < 0 ? NULL : PyLong_FromSsize_t(claimed);
+    return ring_all(self, chooser) < 0 ? -1 : claimed;
+}
+
+Py_ssize_t lane_publish(Publisher *self, const char *payload, uint64_t length, long long key_hash)
+{
+    Header fields = {.key_hash = key_hash < 0 ? 0 : (uint32_t)key_hash};
+    uint64_t chooser = key_hash < 0 ? self->turn + 1 : (uint64_t)key_hash;
+    return publish_record(self, payload, length, chooser, key_hash < 0, &fields);
 }
 
 /* publish(payload, key_hash or -1) -> how many jobs that made, or 0: leave it to Python. */
@@ -292,9 +272,9 @@ static PyObject *publisher_publish(Publisher *self, PyObject *const *args, Py_ss
         return NULL;
     if (!PyBytes_Check(args[0]) || key > UINT32_MAX)
         return PyLong_FromLong(0);
-    Header fields = {.key_hash = key < 0 ? 0 : (uint32_t)key};
-    uint64_t chooser = key < 0 ? self->turn + 1 : (uint64_t)key;
-    return publish_record(self, args[0], chooser, key < 0, &fields);
+    Py_ssize_t jobs = lane_publish(self, PyBytes_AS_STRING(args[0]),
+                                   (uint64_t)PyBytes_GET_SIZE(args[0]), key);
+    return jobs < 0 ? NULL : PyLong_FromSsize_t(jobs);
 }
 
 /* publish_numbers(first, second) -> as publish; they travel in the header. */
@@ -309,13 +289,9 @@ static PyObject *publisher_publish_numbers(Publisher *self, PyObject *const *arg
     if (read_number(args[0], UINT64_MAX, &first) < 0 ||
         read_number(args[1], UINT64_MAX, &second) < 0)
         return NULL;
-    PyObject *payload = PyBytes_FromStringAndSize(NULL, 0);
-    if (payload == NULL)
-        return NULL;
     Header fields = {.reply_id = first, .deadline_ns = second};
-    PyObject *jobs = publish_record(self, payload, self->turn + 1, 1, &fields);
-    Py_DECREF(payload);
-    return jobs;
+    Py_ssize_t jobs = publish_record(self, "", 0, self->turn + 1, 1, &fields);
+    return jobs < 0 ? NULL : PyLong_FromSsize_t(jobs);
 }
 
 /* --- the type ---------------------------------------------------------------------------------*/

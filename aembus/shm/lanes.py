@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aembus.errors import OpenError
 from aembus.shm import lane as _python
 
 VARIABLE: Final = "AEMBUS_LANE"
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def check() -> None:
@@ -44,9 +47,16 @@ def _choose() -> Any:
 
 _refusal: OpenError | None = None
 
+
+def _itself(function: _Function) -> _Function:
+    return function
+
+
 if TYPE_CHECKING:
     from aembus.shm._lane import Publisher
     from aembus.shm.lane import IMPLEMENTATION, LaneConsumer, LaneProducer, Record
+
+    plain_activate = plain_decode = _itself
 else:
     try:
         _chosen = _choose()
@@ -57,5 +67,17 @@ else:
     LaneProducer = _chosen.LaneProducer
     Record = _chosen.Record
     Publisher = getattr(_chosen, "Publisher", None)
+    # Decorators: in C they do by themselves what is plain, and leave the rest to the function.
+    plain_activate = getattr(_chosen, "PlainActivate", _itself)
+    plain_decode = getattr(_chosen, "PlainDecode", _itself)
 
-__all__ = ["IMPLEMENTATION", "LaneConsumer", "LaneProducer", "Publisher", "Record", "check"]
+__all__ = [
+    "IMPLEMENTATION",
+    "LaneConsumer",
+    "LaneProducer",
+    "Publisher",
+    "Record",
+    "check",
+    "plain_activate",
+    "plain_decode",
+]

@@ -113,7 +113,7 @@ TAIL_BEFORE_PAYLOAD: Final = Bug(
     "A record is visible whole or not at all.",
     (
         Edit(
-            "aembus/shm/lane.py",
+            "aembus/shm/lane_producer.py",
             """\
         self._memory[at : at + length] = payload
         self._free -= need
@@ -126,14 +126,14 @@ TAIL_BEFORE_PAYLOAD: Final = Bug(
 """,
         ),
         Edit(
-            "aembus/shm/lane.py",
+            "aembus/shm/lane_producer.py",
             """\
-        self._memory[at : at + length] = payload
-        # Our own notes first""",
+        sequence = self._plain_sequence + 1
+""",
             """\
-        self._words[self._tail_word] = cursor + CURSOR_RECORD + units
-        self._memory[at : at + length] = payload
-        # Our own notes first""",
+        sequence = self._plain_sequence + 1
+        self._words[self._tail_word] = self._tail + CURSOR_RECORD + units
+""",
         ),
     ),
     (
@@ -141,7 +141,7 @@ TAIL_BEFORE_PAYLOAD: Final = Bug(
             f"{_SCHEDULES}test_records_are_whole_and_in_order_under_every_schedule",
             "AssertionError: consumer failed",
         ),
-        sweep("put", "empty", "FAILED a handler failed"),
+        sweep("put", "empty", "FAILED a lane was corrupt"),
         sweep("open", "empty", "FAILED a handler failed"),
     ),
 )
@@ -199,7 +199,7 @@ NO_FENCE_OF_THE_PRODUCER: Final = Bug(
         Edit(
             "aembus/publisher.py",
             """\
-            if gate.lock._is_owned():  # type: ignore[attr-defined]  # as Gate.is_held_here
+            if is_owned():  # as Gate.is_held_here
                 fence()
 """,
             "",
@@ -267,7 +267,7 @@ DONE_BEFORE_THE_HANDLER: Final = Bug(
     "A job in hand at a death comes again.",
     (
         Edit(
-            "aembus/shm/lane.py",
+            "aembus/shm/lane_consumer.py",
             """\
                 event.handler(event, *decode(payload))
 """,
@@ -287,12 +287,12 @@ DONE_BEFORE_THE_HANDLER_IN_C: Final = Bug(
         Edit(
             "aembus/shm/_lane_deliver.c",
             """\
-    PyObject *result = data == NULL ? NULL : call_handler(handler, job->event, data);
+    PyObject *result = call_with_payload(run, handler, job->event, job->payload);
 """,
             """\
     if (done(self, &job->taken) < 0)
         return -1;
-    PyObject *result = data == NULL ? NULL : call_handler(handler, job->event, data);
+    PyObject *result = call_with_payload(run, handler, job->event, job->payload);
 """,
         ),
         Edit(
@@ -317,7 +317,7 @@ ATTEMPT_COUNTED_AT_BOOT: Final = Bug(
     "A job counts an attempt when it is begun: who dies before that uses up nothing.",
     (
         Edit(
-            "aembus/shm/lane.py",
+            "aembus/shm/lane_consumer.py",
             """\
             raise CorruptLane(f"head is outside the ring, head={self._head:#x}")
 """,
@@ -366,11 +366,11 @@ LEAVING_WITHOUT_ACKNOWLEDGEMENTS: Final = Bug(
         Edit(
             "aembus/supervisor/departures.py",
             """\
-        generation = await self._publication.publish()
         await self._publication.passed(generation)
+        self._inboxes.empty(
 """,
             """\
-        await self._publication.publish()
+        self._inboxes.empty(
 """,
         ),
     ),

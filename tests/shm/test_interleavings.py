@@ -8,6 +8,7 @@ the exploration would find one.
 from __future__ import annotations
 
 import functools
+import struct
 import time
 from collections.abc import Callable
 from types import SimpleNamespace, TracebackType
@@ -22,12 +23,13 @@ from aembus.answers import Answers
 from aembus.codec import encode
 from aembus.event import Event
 from aembus.events import EventStruct
+from aembus.looking import Looking
 from aembus.options import EventOptions
 from aembus.runner import Runner
 from aembus.sender import IN_TURN, Sender
 from aembus.shm import inbox as inbox_module
 from aembus.shm import lane as lane_module
-from aembus.shm import layout
+from aembus.shm import lane_consumer, lane_producer, layout
 from aembus.shm.doorbell import Ringer
 from aembus.shm.inbox import Inbox
 from aembus.shm.lane import LaneConsumer, LaneProducer
@@ -53,15 +55,18 @@ class Machine:
         self.coarse = False
         self.ring_bytes = RING_BYTES
         use(monkeypatch, lane_module)
-        monkeypatch.setattr(lane_module, "_pack_header", _pack_header)
-        monkeypatch.setattr(lane_module, "_unpack_header", _unpack_header)
+        monkeypatch.setattr(lane_producer, "_pack_header", _pack_header)
+        monkeypatch.setattr(lane_producer, "_packers", Packers())
+        monkeypatch.setattr(lane_consumer, "_unpack_header", _unpack_header)
+        monkeypatch.setattr(lane_consumer, "_copy", _copy)
         # What is read off a clock goes into shared memory: it must be the same in each replay.
         clock = SimpleNamespace(monotonic=time.monotonic, monotonic_ns=lambda: 77)
         for module in (inbox_module, publisher_module, room_module, sender_module):
             monkeypatch.setattr(module, "fence", self.fence)
+        for module in (inbox_module, publisher_module, sender_module):
             monkeypatch.setattr(module, "time", clock)
         # How often it looks depends on a clock; it only reads, and then does what is tested here.
-        monkeypatch.setattr(room_module.RoomWaiters, "look", lambda *_: False)
+        monkeypatch.setattr(Looking, "look", lambda *_: False)
 
     def fence(self) -> None:
         if self.fences:
@@ -166,15 +171,21 @@ class Lock:
         self._machine = machine
         self._depth = 0
 
-    def __enter__(self) -> None:
+    def acquire(self) -> None:
         self._depth += 1
+
+    def release(self) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._machine.fence()
+
+    def __enter__(self) -> None:
+        self.acquire()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
     ) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._machine.fence()
+        self.release()
 
     def _is_owned(self) -> bool:
         return self._depth > 0
@@ -186,6 +197,30 @@ def _pack_header(memory: Memory, at: int, *fields: int) -> None:
 
 def _unpack_header(memory: Memory, at: int) -> tuple[int, ...]:
     return memory.unpack_from(layout.RECORD_HEADER, at)
+
+
+class Packers:
+    """The packers of plain records: the header first, then the payload, as `claim` writes them."""
+
+    def __getitem__(self, length: int) -> Callable[..., None]:
+        return _pack_plain
+
+
+def _pack_plain(memory: Memory, at: int, length: int, *parts: Any) -> None:
+    *header, payload = parts
+    memory.write(at, struct.pack("=I12sQQ28sI", length, *header))
+    memory.write(at + layout.RECORD_HEADER_BYTES, payload)
+
+
+def _copy(memory: Memory, at: int, size: int) -> bytes:
+    copied = b""
+    while len(copied) < size:
+        header = _unpack_header(memory, at + len(copied))
+        payload_at = at + len(copied) + layout.RECORD_HEADER_BYTES
+        payload = memory[payload_at : payload_at + header[0]]
+        copied += layout.RECORD_HEADER.pack(*header) + payload
+        copied += bytes(-len(copied) % layout.UNIT)
+    return copied[:size]
 
 
 @pytest.fixture
@@ -428,7 +463,7 @@ class Room:
         control = layout.lane_control_offset(2, self.SENDER)
         ring = layout.ring_offset(2, RING_BYTES, self.SENDER)
         with pytest.MonkeyPatch.context() as plain:
-            plain.setattr(lane_module, "_pack_header", layout.RECORD_HEADER.pack_into)
+            plain.setattr(lane_producer, "_pack_header", layout.RECORD_HEADER.pack_into)
             lane = LaneProducer(memory, control, ring, RING_BYTES, self.SENDER, 0)
             for number in range(self.FULL):
                 assert lane.claim(encode((number,)), layout.KIND_JOB, 0, EVENT_ID, 0, 0, 0, 0, 0)

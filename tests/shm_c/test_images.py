@@ -141,7 +141,8 @@ def test_images_with_the_sanitizers(sanitized: dict[str, str], tmp_path: Path) -
 @pytest.mark.required_in_ci
 def test_the_other_tests_with_the_sanitizers(sanitized: dict[str, str], tmp_path: Path) -> None:
     """What is promised of the lane in C is kept without an invalid access on the way."""
-    files = [f"tests/shm_c/test_{name}.py" for name in ("deliver", "publisher", "references")]
+    names = ("deliver", "plain", "publisher", "references")
+    files = [f"tests/shm_c/test_{name}.py" for name in names]
     files += ["tests/shm/test_lane.py"]
     done = subprocess.run(
         [

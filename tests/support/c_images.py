@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 from aembus.shm import lane as reference
-from aembus.shm import layout
+from aembus.shm import lane_consumer, layout
 from tests.support.lanes import LaneMemory, implementations
 
 PLAIN, ONCE, UNKNOWN = (0, 5, 0x9000_0001), 1, 7  # events, by what they are like
@@ -26,6 +26,7 @@ RINGS: Final = (128, 256, 512, 512, 1024, 1024, 4096)
 FIELDS: Final = (("length", 0, 4), ("kind", 4, 1), ("state", 8, 8), ("sequence", 16, 8))
 CURSORS: Final = ("LANE_TAIL", "LANE_HEAD", "LANE_ROOM_WANTED", "LANE_DEAD", "LANE_FORWARDED")
 WORD_MAX: Final = (1 << 64) - 1
+COPY_UNITS: Final = lane_consumer.COPY_UNITS
 STEPS_MAX: Final = 40
 IMAGES_A_LANE: Final = 20  # from one lane so many images are made
 
@@ -142,6 +143,8 @@ class Side:
     def deliver(self, where: float, what: float, number: int) -> Any:
         if self._consumer is None:
             return None
+        # Where a handler damages the ring, what it damages must not have been copied before.
+        vars(lane_consumer)["COPY_UNITS"] = 1 if where < 0.1 else COPY_UNITS
         for event in self._events.values():
             event.scribble = lambda: self.scribble(what, where, number) if where < 0.1 else None
         try:

@@ -79,7 +79,7 @@ class Desk:
     def _register(self, events: list[list[Any]]) -> dict[str, Any]:
         return {"ids": [EVENTS[self._slot, point] for point, _, _ in events]}
 
-    def _publish(self) -> dict[str, Any]:
+    def _publish(self, **_: Any) -> dict[str, Any]:
         return {"generation": 1}
 
     def _undeliverable(self, header: list[int], payload: bytes, **_: Any) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+/* Publisher, as what else is in C uses it: see _lane_publisher.c. */
+
+#ifndef AEMBUS_LANE_PUBLISHER_H
+#define AEMBUS_LANE_PUBLISHER_H
+
+#include "_lane_producer.h"
+
+#pragma GCC visibility push(hidden)
+
+typedef struct {
+    Producer *lane;  /* NULL: not open yet */
+    PyObject *peer;  /* posted by its ring() */
+    Py_buffer words; /* the peer's inbox */
+    Word *sleeping;
+    uint32_t event_id;
+} Destination;
+
+typedef struct {
+    Destination *members;
+    Py_ssize_t size;
+    Destination *chosen; /* one of them, while publishing */
+} Group;
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer registry;
+    Word *generation_word;
+    uint64_t generation;
+    uint64_t turn;
+    Group *groups;
+    Py_ssize_t count;
+    uint32_t addressee;
+    uint8_t kind;
+    uint8_t flags;
+} Publisher;
+
+#define IN_TURN (-1) /* in place of a key's hash */
+
+/* Publish a payload to one event of each group: how many jobs that made, 0: leave it to Python,
+ * -1 with an exception set: they were published, and a signal handler raised after that. */
+Py_ssize_t lane_publish(Publisher *self, const char *payload, uint64_t length, long long key_hash);
+
+#pragma GCC visibility pop
+
+#endif
