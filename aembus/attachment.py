@@ -24,6 +24,7 @@ class Attachment:
     Args:
         bus: the bus's name.
         wanted: what to ask for when joining, see Membership.
+        join: makes a membership.
 
     closed: the bus object was closed; it sets this.
     on_broken: called in the watcher thread when the supervisor is gone.
@@ -31,7 +32,10 @@ class Attachment:
     Raises: as Membership does; nothing is left then.
     """
 
-    def __init__(self, bus: str, wanted: dict[str, Any]) -> None:
+    def __init__(
+        self, bus: str, wanted: dict[str, Any], join: Callable[..., Membership] = Membership
+    ) -> None:
+        self._make_membership = join
         self._bus = bus
         self._wanted = wanted
         self.closed = False
@@ -81,7 +85,9 @@ class Attachment:
         return membership
 
     def _join(self) -> Membership:
-        return Membership(self._bus, self._wanted, self._handle_order, self._handle_broken)
+        return self._make_membership(
+            self._bus, self._wanted, self._handle_order, self._handle_broken
+        )
 
     def _take_up(self, membership: Membership) -> None:
         # What breaks from now on is the current one, and its watcher says so; what broke before

@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -71,6 +72,7 @@ class Bus:
         bus: the bus's name.
         kind: "client" or "worker".
         name, keep, reconnect, delivery: see `connect`.
+        join: makes the membership; a test's is another one (`aembus.testing`).
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Bus:
         keep: float = KEEP_S,
         reconnect: bool = False,
         delivery: Delivery = DELIVERY_RUN,
+        join: Callable[..., Membership] = Membership,
     ) -> None:
         self.name = bus
         self._check_delivery(delivery, reconnect)
@@ -90,7 +93,7 @@ class Bus:
         self._pid = os.getpid()
         self._points: dict[str, ActivationPoint] = {}
         self._counters: dict[str, Counter] = {}
-        self._attachment = Attachment(bus, {"kind": kind, "name": name, "keep_s": keep})
+        self._attachment = Attachment(bus, {"kind": kind, "name": name, "keep_s": keep}, join)
         self._services = ServiceClients(self, self._attachment.membership_or_raise)
         self._registrations = Registrations(lambda: self._membership, together=bool(name))
         membership = self._membership
@@ -496,6 +499,12 @@ class Bus:
             if membership is not self._membership:  # as in `point`
                 counter.rebind(self._inbox, self._membership.counter(name))
         return counter
+
+    @property
+    def clock_ns(self) -> Callable[[], int]:
+        """What says the time in nanoseconds: time.monotonic_ns; in `aembus.testing` a test does."""
+        clock = self._sender.clock
+        return time.monotonic_ns if clock is time.monotonic else lambda: round(clock() * 1e9)
 
     def statistics(self) -> BusStatistics:
         """Return what this process did on the bus so far."""

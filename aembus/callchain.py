@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from aembus.shm import layout
 
 _WORD_BYTES = 4
+_NOBODY = bytes(_WORD_BYTES)
 
 Chain = tuple[int, ...]
 
@@ -24,11 +25,15 @@ def wrap(chain: Chain, data: bytes) -> bytes:
         chain: the incarnations of the members whose handlers wait for it.
         data: the encoded arguments.
     """
+    if not chain:
+        return _NOBODY + data
     return struct.pack(f"={len(chain) + 1}I", len(chain), *chain) + data
 
 
 def unwrap(payload: bytes) -> tuple[Chain, bytes]:
     """Return chain and data.  Raises ValueError if `payload` is no call's."""
+    if payload.startswith(_NOBODY):
+        return (), payload[_WORD_BYTES:]
     try:
         (count,) = struct.unpack_from("=I", payload)
         end = _WORD_BYTES * (count + 1)

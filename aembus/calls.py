@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -111,6 +110,7 @@ class Calls:
         self._reply_ids = itertools.count(incarnation << 32 | 1)
         self._routes: dict[str, Route] = {}
         self._waiting: dict[int, Waiting] = {}
+        self._may_answer: set[int] = set()  # slots with memory for their answers
         self._draining = threading.RLock()
         self._handing_over = False
         self.late_replies = 0
@@ -125,7 +125,7 @@ class Calls:
         Raises: CallTimeout, CallFailed with what the other side raised, InboxFull, BusBroken,
         OutOfSharedMemory.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = self._sender.clock() + timeout_s
         waiting = self.begin()
         try:
             job = self._job(waiting, target, encode(data), IN_TURN, 0, deadline)
@@ -144,18 +144,18 @@ class Calls:
         self, point: str, data: bytes, key_hash: int, timeout_s: float, redeliver: bool
     ) -> Any:
         """See ActivationPoint.call."""
-        deadline = time.monotonic() + timeout_s
+        deadline = self._sender.clock() + timeout_s
         flags = layout.FLAG_REDELIVER if redeliver else 0
         while True:
             target = self.the_one(point, key_hash)
             waiting = self.begin()
             try:
                 job = self.request(waiting, target, point, data, key_hash, flags, deadline)
-                if self._sender.send(target, job, deadline - time.monotonic(), point):
+                if self._sender.send(target, job, deadline - self._sender.clock(), point):
                     self._await([waiting], deadline)
                     if not waiting.returned:
                         return self.result(waiting, target, point, timeout_s)
-                elif time.monotonic() >= deadline:
+                elif self._sender.clock() >= deadline:
                     raise CallTimeout(f"nobody stayed, point={point!r}, timeout_s={timeout_s}")
             finally:
                 self.end(waiting)
@@ -173,7 +173,7 @@ class Calls:
 
     def call_all(self, point: str, data: bytes, timeout_s: float) -> list[Answer]:
         """See ActivationPoint.call_all."""
-        deadline = time.monotonic() + timeout_s
+        deadline = self._sender.clock() + timeout_s
         targets, names = self.everyone(point)
         calls = [self.begin() for _ in targets]
         errors: list[AembusError | None] = [None] * len(targets)
@@ -181,7 +181,7 @@ class Calls:
             for number, (waiting, target) in enumerate(zip(calls, targets, strict=True)):
                 try:
                     job = self.request(waiting, target, point, data, IN_TURN, 0, deadline)
-                    if not self._sender.send(target, job, deadline - time.monotonic(), point):
+                    if not self._sender.send(target, job, deadline - self._sender.clock(), point):
                         raise CallFailed(MEMBER_GONE, f"it went just now, point={point!r}")
                 except AembusError as error:
                     self._sender.refresh()  # raises if nothing can be called any more
@@ -268,9 +268,11 @@ class Calls:
         flags: int,
         deadline: float,
     ) -> Job:
-        # Too little memory for the answer is better told here than found out by who answers.
-        self._inbox.reserve_reply_lane(target.slot)
-        self._inbox.reserve_reply_lane(SUPERVISOR_SLOT)
+        if target.slot not in self._may_answer:
+            # Too little memory for the answer is better told here than found out by who answers.
+            self._inbox.reserve_reply_lane(target.slot)
+            self._inbox.reserve_reply_lane(SUPERVISOR_SLOT)
+            self._may_answer.add(target.slot)
         return Job(
             payload,
             key_hash,
@@ -282,7 +284,7 @@ class Calls:
 
     def _await(self, calls: Sequence[Waiting], deadline: float) -> None:
         while any(waiting.answer is None for waiting in calls):
-            left_s = deadline - time.monotonic()
+            left_s = deadline - self._sender.clock()
             if left_s <= 0:
                 return
             self._inbox.wait(lambda: self._may_go_on(calls), left_s)

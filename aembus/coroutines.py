@@ -35,15 +35,12 @@ class Coroutines:
     """The handlers of one bus object that are ``async def``.
 
     start: takes what one of them has begun; set by who serves the bus.
+    served: whether an event loop does.
     """
 
     def __init__(self) -> None:
         self.start: Callable[[Begun], None] | None = None
-
-    @property
-    def served(self) -> bool:
-        """Whether somebody awaits what is begun."""
-        return self.start is not None
+        self.served = False
 
     def handler(self, function: Handler) -> Handler:
         """Return what the event_struct calls for `function`: itself, if it is a plain one."""

@@ -38,6 +38,7 @@ DEATHS_MAX: Final = 3  # a job that was in hand at so many deaths is not tried a
 HANDLER_RAISED: Final = "its handler raised"
 TOO_OLD: Final = "its ttl ended before its turn came"
 BACKOFF_S_MAX: Final = 3600.0
+NS: Final = 1_000_000_000
 KEEP_AGAIN_S: Final = 1.0  # after that, what could not be kept as a dead letter is tried again
 
 
@@ -75,6 +76,7 @@ class EventStruct:
         give_room: told the slot of a producer that waits for room and has it now.
         check: raises if the bus is closed, broken, or the parent process's.
         answers: by which callers get theirs.
+        clock: says what is due.
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class EventStruct:
         give_room: Callable[[int], None],
         check: Callable[[], object],
         answers: Answers,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._slot = slot
         self._give_room = give_room
         self._inbox = inbox
@@ -189,7 +193,7 @@ class EventStruct:
 
     def is_due(self) -> bool:
         """Say whether a failed job is due for its next attempt."""
-        return self._postponed.is_due(time.monotonic())
+        return self._postponed.is_due(self._clock())
 
     def has_completed(self) -> bool:
         """Say whether held jobs were completed, and wait for `deliver`."""
@@ -197,7 +201,7 @@ class EventStruct:
 
     def due_in_s(self) -> float:
         """Return in how many seconds something is due: infinity if nothing waits."""
-        return self._postponed.due_in(time.monotonic())
+        return self._postponed.due_in(self._clock())
 
     def settle(self) -> int:
         """Finish held jobs that were completed; return how many.
@@ -228,7 +232,7 @@ class EventStruct:
 
     def _attend(self) -> int:
         attended = self.settle()
-        now = time.monotonic()
+        now = self._clock()
         while not self._stopping[0] and (action := self._postponed.pop_due(now)) is not None:
             action()
             attended += 1
@@ -306,7 +310,7 @@ class EventStruct:
             return
         if self._given_up_at_death(record, event, "its worker died"):
             return
-        if is_too_old(record):
+        if self._is_too_old(record):
             self._expire(record, event)
         elif record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
             self._try_again(record, event, HANDLER_RAISED, None)  # its worker died in the pause
@@ -357,7 +361,7 @@ class EventStruct:
     def _run_again(self, record: Record, event: Event) -> None:
         if self._events.get(event.id) is not event and not event.once:
             self._give_back(record, "its event was closed")
-        elif is_too_old(record):
+        elif self._is_too_old(record):
             self._expire(record, event)
         else:
             self._run(record, event)
@@ -434,7 +438,7 @@ class EventStruct:
         if event is None or record.failures > event.options.retries:
             self._give_back(record, reason, failure=failure)
             return
-        due = time.monotonic() + pause(event.options.backoff, record.failures, BACKOFF_S_MAX)
+        due = self._clock() + pause(event.options.backoff, record.failures, BACKOFF_S_MAX)
         self._postponed.add(due, functools.partial(self._run_again, record, event))
         self._show_unfinished()
 
@@ -462,7 +466,7 @@ class EventStruct:
                 again = functools.partial(
                     self._give_back, record, reason, try_group=try_group, failure=failure
                 )
-                self._postponed.add(time.monotonic() + KEEP_AGAIN_S, again)
+                self._postponed.add(self._clock() + KEEP_AGAIN_S, again)
             return
         if forwarded:
             lane.forwarded(record)
@@ -473,6 +477,9 @@ class EventStruct:
                 self._answers.failed(record.header, failure or Failure("DeadLetter", reason), name)
             lane.dead(record)
             self._dead_lettered += 1
+
+    def _is_too_old(self, record: Record) -> bool:
+        return is_too_old(record, self._clock())
 
     def statistics(self) -> EventStructStatistics:
         """Return what was done so far in this process."""
@@ -493,6 +500,6 @@ def _may_come_again(record: Record) -> bool:
     return record.kind != layout.KIND_CALL or bool(record.flags & layout.FLAG_REDELIVER)
 
 
-def is_too_old(record: Record) -> bool:
+def is_too_old(record: Record, now_s: float) -> bool:
     """Say whether a job's ttl has ended."""
-    return record.kind == layout.KIND_JOB_WITH_TTL and time.monotonic_ns() > record.deadline_ns
+    return record.kind == layout.KIND_JOB_WITH_TTL and now_s * NS > record.deadline_ns

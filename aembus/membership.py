@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +64,24 @@ class Membership:
         self._pipe_bell: PipeBell | None = None
         self._awaiting: Awaiting | None = None
         self._sender: Sender | None = None
-        self.control = ControlClient(bus, self._handle_push, functools.partial(on_broken, self))
+        self.control = self._connect(functools.partial(on_broken, self))
         try:
             self._join(wanted)
         except BaseException:
             self.control.close()
             raise
+
+    # --- what a test does in another way (`aembus.testing`) ---------------------------------------
+
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+
+    def _connect(self, on_broken: Callable[[], None]) -> ControlClient:
+        return ControlClient(self._bus, self._handle_push, on_broken)
+
+    def _open_inbox(self, name: str) -> Inbox:
+        return Inbox.open(self._bus, self._nonce, self._inbox_id, layout.BELL_SEMAPHORE, name)
+
+    # ----------------------------------------------------------------------------------------------
 
     def _join(self, wanted: dict[str, Any]) -> None:
         me = self.control.request("join", **wanted)
@@ -82,13 +95,13 @@ class Membership:
         try:
             name = names.shared_name(bus, nonce, inbox_role(inbox_id))
             self.inbox_path = names.DIRECTORY / name.lstrip("/")
-            self.inbox = Inbox.open(bus, nonce, inbox_id, layout.BELL_SEMAPHORE, name)
+            self.inbox = self._open_inbox(name)
         except BaseException:
             self.reader.close()
             raise
         try:
             self.sender = self._sender = Sender(
-                bus, nonce, self.slot, self.incarnation, self.reader, self.inbox.wait
+                bus, nonce, self.slot, self.incarnation, self.reader, self.inbox.wait, self.clock
             )
             self.event_struct = EventStruct(
                 self.slot,
@@ -97,6 +110,7 @@ class Membership:
                 self.sender.ring,
                 self.sender.refresh,
                 Answers(self.sender, waits=True),
+                self.clock,
             )
             self.calls = Calls(
                 self.sender, self.inbox, self.incarnation, self.event_struct.call_waiters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
@@ -24,10 +23,10 @@ NS: Final = 1_000_000_000
 _T = TypeVar("_T")
 
 
-def _mortal_job(payload: bytes, hashed: int, ttl_s: float) -> Job:
+def _mortal_job(payload: bytes, hashed: int, ttl_s: float, now_s: float) -> Job:
     if not 0 < ttl_s <= TTL_S_MAX:
         raise ValueError(f"ttl is more than 0 and at most {TTL_S_MAX:g} seconds, ttl={ttl_s}")
-    deadline_ns = time.monotonic_ns() + int(ttl_s * NS)
+    deadline_ns = int((now_s + ttl_s) * NS)
     return Job(payload, hashed, kind=layout.KIND_JOB_WITH_TTL, deadline_ns=deadline_ns)
 
 
@@ -72,7 +71,7 @@ class ActivationPoint:
         """
         hashed = IN_TURN if key is None else key_hash(key)
         if ttl is not None:
-            job = _mortal_job(encode(data), hashed, ttl)
+            job = _mortal_job(encode(data), hashed, ttl, self._sender.clock())
             return self._sender.activate_with(self._route, job, min(timeout, ttl))
         try:
             payload = encode_plain(data)  # as `encode` would, a call less
@@ -91,7 +90,7 @@ class ActivationPoint:
         """Like `activate`, but return False at once if a concerned inbox is full."""
         hashed = IN_TURN if key is None else key_hash(key)
         if ttl is not None:
-            job = _mortal_job(encode(data), hashed, ttl)
+            job = _mortal_job(encode(data), hashed, ttl, self._sender.clock())
             return self._sender.try_activate_with(self._route, job) >= 0
         return self._sender.try_activate(self._route, encode(data), hashed) >= 0
 
@@ -159,7 +158,8 @@ class ActivationPoint:
         hashed = IN_TURN if key is None else key_hash(key)
         job = Job(encode(data), hashed)
         if ttl is not None:
-            job, timeout = _mortal_job(job.payload, hashed, ttl), min(timeout, ttl)
+            job = _mortal_job(job.payload, hashed, ttl, self._sender.clock())
+            timeout = min(timeout, ttl)
         return await self._awaiting().activate(self._route, job, timeout)
 
     async def call_async(

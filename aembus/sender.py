@@ -97,6 +97,7 @@ class Sender:
         bus, nonce, slot, incarnation: who this member is.
         reader: the bus's registry.
         wait: how this member waits: ``wait(ready, timeout_s)``, see Inbox.wait.
+        clock: by which it waits so long at most.
     """
 
     def __init__(
@@ -107,7 +108,9 @@ class Sender:
         incarnation: int,
         reader: RegistryReader,
         wait: Callable[[Callable[[], bool], float], bool],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         self._bus, self._nonce = bus, nonce
         self._slot, self._incarnation = slot, incarnation
         self._reader = reader
@@ -433,6 +436,12 @@ class Sender:
 
     def refresh(self) -> Routing:
         """Return the current routing, reading the registry if its generation has changed."""
+        routing = self.routing
+        try:
+            if self._words[self._generation_word] == routing.generation:
+                return routing
+        except ValueError:  # another thread closes the bus
+            pass
         with self._gate.alone() as alone:
             if alone and self._words[self._generation_word] != self.routing.generation:
                 self._refresh()
@@ -528,7 +537,7 @@ class Sender:
         what: str,
         decision: Decision | None = None,
     ) -> int:
-        deadline = time.monotonic() + timeout_s
+        deadline = self.clock() + timeout_s
         while True:
             with self._gate.lock:
                 targets = pick(subject, job)
@@ -539,7 +548,7 @@ class Sender:
                 jobs = self._publish(pick, subject, job, decision)
                 if jobs >= 0:
                     return jobs
-                left_s = deadline - time.monotonic()
+                left_s = deadline - self.clock()
                 if jobs == FAILS or left_s <= 0:
                     raise self.no_room(what, timeout_s, targets)
                 ready = lambda: self.refuses or awaited.has_come()  # noqa: B023, E731

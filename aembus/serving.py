@@ -52,7 +52,7 @@ class Server:
 
     async def serve(self) -> None:
         """Deliver until the runner is stopped, or this is cancelled."""
-        self._coroutines.start = self._start
+        self._coroutines.start, self._coroutines.served = self._start, True
         with self._listener as listener:
             listener.delivers = True
             try:
@@ -61,7 +61,7 @@ class Server:
                     await self._until_one_has_ended()
             finally:
                 await self._cancel()
-                self._coroutines.start = None
+                self._coroutines.start, self._coroutines.served = None, False
                 listener.delivers = False
                 self._inbox.answer_bell()
                 self._runner.go_on()

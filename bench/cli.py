@@ -20,12 +20,13 @@ from bench.drivers.limit import SHAPE as LIMIT_SHAPE
 from bench.drivers.limit import LimitDriver
 from bench.progress import Progress
 from bench.report import LIMIT, Cell, describe
-from bench.transports import LANES, PEERS
+from bench.transports import LANES, PEERS, WAYS
 from bench.work import ROUND_TRIP, SHAPES, SIZE_MAX, Shape, blob
 
 ROUND_S: Final = 0.4
 QUICK_ROUND_S: Final = 0.02
 CROWDED: Final = "sixtytwo_to_two"  # of the peers, only those in CROWDED_PEERS take part
+CALLS: Final = ("aembus-call", "aembus-call-async")  # of the round trips alone
 CROWDED_PEERS: Final = ("pyzmq",)
 TRIPS: Final = (Trip(apart=True), Trip(), Trip(spin=True, apart=True))
 PLACES: Final = {"apart": "each on a core of its own", "free": "where the scheduler puts them"}
@@ -113,7 +114,7 @@ def _available(options: Options) -> tuple[Drivers, Drivers, dict[str, str]]:
                 skipped[drivers[name].name] = reason
         return kept
 
-    return keep(options.lanes, LANES), keep(options.peers, PEERS), skipped
+    return keep(options.lanes, LANES), keep(options.peers, {**PEERS, **WAYS}), skipped
 
 
 # --- what is measured together ------------------------------------------------------------------
@@ -138,6 +139,7 @@ def _plans(options: Options, ours: Drivers, peers: Drivers) -> Iterator[_Plan]:
 
 
 def _throughput(options: Options, shape: Shape, ours: Drivers, peers: Drivers) -> _Plan:
+    peers = {name: driver for name, driver in peers.items() if name not in CALLS}
     entrants = [Entrant(driver.name, driver, shape) for driver in ours.values()]
     if shape.name == CROWDED:
         peers = {name: driver for name, driver in peers.items() if name in CROWDED_PEERS}
@@ -207,10 +209,11 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     )
     parser.add_argument(
         "--peers",
-        type=names_of(PEERS),
+        type=names_of({**PEERS, **WAYS}),
         default=list(PEERS),
         metavar="NAME,...",
-        help=f"beside aembus: {', '.join(PEERS)}, or none (default: all that are installed)",
+        help=f"beside aembus: {', '.join(PEERS)}, or none (default: all that are installed); "
+        f"and other ways to use it: {', '.join(WAYS)}",
     )
     parser.add_argument(
         "--lane",

@@ -9,6 +9,12 @@ from bench.drivers.aembus_bus import (
     AembusCDriver,
     AembusPythonDriver,
 )
+from bench.drivers.aembus_ways import (
+    AsyncioDriver,
+    CallAsyncDriver,
+    CallDriver,
+    UvloopDriver,
+)
 from bench.drivers.faster_fifo_queue import FasterFifoDriver
 from bench.drivers.iceoryx import IceoryxDriver
 from bench.drivers.nats_subject import NatsDriver
@@ -31,4 +37,8 @@ PEERS: Final[dict[str, type[Driver]]] = {
         RedisDriver,
         NatsDriver,
     )
+}
+# Other ways to use aembus, measured beside it if they are named.
+WAYS: Final[dict[str, type[Driver]]] = {
+    driver.name: driver for driver in (AsyncioDriver, UvloopDriver, CallDriver, CallAsyncDriver)
 }

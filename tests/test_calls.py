@@ -15,6 +15,7 @@ import pytest
 import aembus
 from aembus.codec import decode
 from aembus.supervisor.dead_letters import DeadLetters
+from aembus.testing import InProcessBus
 from tests.support.running import adds_up, statistics, until, workers
 
 THIS = "tests.test_calls"
@@ -94,9 +95,10 @@ def test_the_result_comes_back(bus: str) -> None:
         assert totals["dead_lettered"] == totals["queued"] == 0
 
 
-def test_jobs_and_calls_keep_their_order(bus: str) -> None:
+def test_jobs_and_calls_keep_their_order() -> None:
     """A call is delivered behind the activations of its caller that came before."""
-    with aembus.connect(bus) as callee, aembus.connect(bus) as caller:
+    with InProcessBus() as bus:
+        callee, caller = bus.connect(), bus.connect()
         seen: list[int] = []
 
         def handler(event: aembus.Event, number: int) -> list[int]:
@@ -104,7 +106,6 @@ def test_jobs_and_calls_keep_their_order(bus: str) -> None:
             return seen
 
         callee.register("p", handler)
-        callee.run_in_thread()
         for number in range(5):
             caller.activate("p", number)
         assert caller.point("p").call(5) == [0, 1, 2, 3, 4, 5]

@@ -31,6 +31,7 @@ LAYERS: Final = (
     ("aembus.services.*",),
     ("aembus.supervisor.*",),
     ("aembus.stress.*",),
+    ("aembus.testing.*",),
     ("aembus",),  # the public names: of aembus, only the command line may import them
     ("aembus.cli.*", "aembus.__main__"),
     ("examples.*",),

@@ -10,6 +10,7 @@ import pytest
 import aembus
 from aembus.postponed import Postponed, pause
 from aembus.supervisor.dead_letters import DeadLetters
+from aembus.testing import InProcessBus
 from tests.support.running import adds_up, statistics, until, workers
 
 THIS = "tests.test_retries"
@@ -164,9 +165,10 @@ def test_a_kill_in_the_pause_is_no_death_of_the_job(bus_name: str, tmp_path: Pat
         assert workers(bus_name)[0]["retrying"] == 0
 
 
-def test_once_and_retries(bus: str, tmp_path: Path) -> None:
+def test_once_and_retries() -> None:
     """An event for one job tries that job again, and gets no other meanwhile."""
-    with aembus.connect(bus) as receiver, aembus.connect(bus) as sender:
+    with InProcessBus() as bus:
+        receiver, sender = bus.connect(), bus.connect()
         seen: list[tuple[int, int]] = []
 
         def handler(event: aembus.Event, number: int) -> None:
@@ -175,31 +177,30 @@ def test_once_and_retries(bus: str, tmp_path: Path) -> None:
             if event.job.attempt == 1:
                 raise ValueError("not yet")
 
-        receiver.register("p", handler, once=True, retries=1, backoff=0.01)
+        receiver.register("p", handler, once=True, retries=1, backoff=60.0)
         sender.activate("p", 1)
         sender.activate("p", 2)
-        until("again", lambda: receiver.poll(1.0) * 0 or len(seen) == 2)
+        bus.advance(60.0)
         assert seen == [(1, 1), (1, 2)]
-        assert [letter["reason"] for letter in DeadLetters(tmp_path).read()] == [
-            "its event was closed"
-        ]
-        assert adds_up(statistics(bus)["totals"])
+        assert [(d.data, d.reason) for d in bus.dead_letters] == [((2,), "its event was closed")]
 
 
-def test_an_event_that_is_closed_in_the_pause(bus: str, tmp_path: Path) -> None:
+def test_an_event_that_is_closed_in_the_pause() -> None:
     """Its failed job becomes a dead letter when its next attempt is due."""
-    with aembus.connect(bus) as receiver, aembus.connect(bus) as sender:
+    with InProcessBus() as bus:
+        receiver, sender = bus.connect(), bus.connect()
 
         def handler(event: aembus.Event) -> None:
             raise ValueError("no")
 
-        event = receiver.register("p", handler, retries=5, backoff=0.01)
+        event = receiver.register("p", handler, retries=5, backoff=60.0)
         sender.activate("p")
-        assert receiver.poll(1.0) == 1
+        assert bus.deliver() == 1
         event.close()
-        until("dead", lambda: receiver.poll(1.0) * 0 or list(DeadLetters(tmp_path).read()))
-        (letter,) = DeadLetters(tmp_path).read()
-        assert (letter["reason"], letter["failures"]) == ("its event was closed", 1)
+        assert bus.advance(59.0) == 0
+        assert bus.dead_letters == []
+        bus.advance(1.0)
+        assert [d.reason for d in bus.dead_letters] == ["its event was closed"]
 
 
 @pytest.mark.parametrize("options", [{"retries": -1}, {"backoff": -1.0}, {"backoff": float("nan")}])

@@ -37,7 +37,6 @@ IDS_AT_ONCE: Final = 1024
 FIRST_POINT_ID: Final = 1 << 62  # beyond every id that has an index
 TELL_S: Final = 5.0  # how long to wait while the service's inbox is full
 
-_monotonic_ns = time.monotonic_ns
 _new = object.__new__  # with four stores, half of what a call of the class costs
 
 
@@ -110,6 +109,7 @@ class TimerClient:
                 _take_handler(timer)
         self._service = service
         self._incarnation = self._bus.incarnation
+        self._monotonic_ns = self._bus.clock_ns
         self._route = self._bus.numbers_route(service, "set")
         self._timers, self._free = [], []
         self._bus.event_struct.on_kind(layout.KIND_TIMER, self._expire)
@@ -141,7 +141,7 @@ class TimerClient:
         """
         if not 0 <= delay <= DELAY_S_MAX:
             raise ValueError(f"a delay must be 0 to {DELAY_S_MAX} seconds, delay={delay}")
-        due_ns = _monotonic_ns() + int(delay * NS)
+        due_ns = self._monotonic_ns() + int(delay * NS)
         if key is not None or name is not None or isinstance(what, str):
             return self._start_at_point(what, data, key, name, due_ns, 0, False)
         try:
@@ -181,7 +181,8 @@ class TimerClient:
         if not TICK_NS / NS <= period <= DELAY_S_MAX:
             raise ValueError(f"a period must be 0.001 to {DELAY_S_MAX} seconds, period={period}")
         period_ns = int(period * NS)
-        return self._start(what, data, key, name, _monotonic_ns() + period_ns, period_ns, False)
+        due_ns = self._monotonic_ns() + period_ns
+        return self._start(what, data, key, name, due_ns, period_ns, False)
 
     def at(
         self,

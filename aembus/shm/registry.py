@@ -85,12 +85,21 @@ class RegistryReader:
 class RegistryWriter:
     """The supervisor's end.  One writer only: the bus's lock sees to that."""
 
-    def __init__(self, name: str, half_bytes: int = layout.REGISTRY_HALF_BYTES_DEFAULT) -> None:
+    def __init__(
+        self,
+        name: str,
+        half_bytes: int = layout.REGISTRY_HALF_BYTES_DEFAULT,
+        private: bool = False,
+    ) -> None:
         half_bytes = -(-half_bytes // layout.WORD) * layout.WORD
         size = layout.registry_bytes(half_bytes)
-        self._segment = Segment.create(
-            name, layout.REGISTRY_MAGIC, size, slots=0, lane_bytes=0, reserve_bytes=size
-        )
+        magic = layout.REGISTRY_MAGIC
+        if private:
+            self._segment = Segment.create_private(name, magic, size, slots=0, lane_bytes=0)
+        else:
+            self._segment = Segment.create(
+                name, magic, size, slots=0, lane_bytes=0, reserve_bytes=size
+            )
         self.name = name
         self._half_bytes = half_bytes
         self.generation = 0

@@ -14,6 +14,7 @@ import mmap
 import os
 import struct
 import time
+from typing import Final
 
 import posix_ipc
 
@@ -26,6 +27,9 @@ from aembus.errors import (
     VersionMismatch,
 )
 from aembus.shm import layout, names
+
+# Segments that are memory of this process alone, by name: those of a test without processes.
+private_segments: Final[dict[str, mmap.mmap]] = {}
 
 
 class Segment:
@@ -71,7 +75,21 @@ class Segment:
         finally:
             os.close(shared.fd)
         segment = cls(name, mapping)
-        words = segment.words
+        segment._write_header(magic, size_bytes, slots, lane_bytes)
+        return segment
+
+    @classmethod
+    def create_private(
+        cls, name: str, magic: int, size_bytes: int, *, slots: int, lane_bytes: int
+    ) -> Segment:
+        """Create a segment in this process's own memory; `open` finds it here alone."""
+        private_segments[name] = mmap.mmap(-1, size_bytes)
+        segment = cls(name, private_segments[name])
+        segment._write_header(magic, size_bytes, slots, lane_bytes)
+        return segment
+
+    def _write_header(self, magic: int, size_bytes: int, slots: int, lane_bytes: int) -> None:
+        words = self.words
         words[layout.HEADER_MAGIC // 8] = magic
         words[layout.HEADER_VERSION // 8] = layout.LAYOUT_VERSION
         words[layout.HEADER_SIZE // 8] = size_bytes
@@ -79,7 +97,6 @@ class Segment:
         words[layout.HEADER_LANE_BYTES // 8] = lane_bytes
         words[layout.HEADER_CREATOR_PID // 8] = os.getpid()
         words[layout.HEADER_CREATED_NS // 8] = time.time_ns()
-        return segment
 
     def publish(self) -> None:
         """Mark the segment ready; until then nobody can open it."""
@@ -91,6 +108,8 @@ class Segment:
 
         Raises: BusNotFound, PermissionRefused, NotReady, VersionMismatch, CorruptSegment.
         """
+        if name in private_segments:
+            return cls(name, private_segments[name])
         try:
             shared = posix_ipc.SharedMemory(name)
         except posix_ipc.ExistentialError as error:
@@ -154,6 +173,8 @@ class Segment:
 
     def reserve(self, offset: int, size_bytes: int) -> None:
         """Give memory to a part of the segment.  Raises OutOfSharedMemory, changing nothing."""
+        if self.name in private_segments:
+            return
         try:
             shared = posix_ipc.SharedMemory(self.name)
         except posix_ipc.ExistentialError as error:
@@ -168,10 +189,13 @@ class Segment:
         self.words.release()
         with contextlib.suppress(BufferError):  # a view is still in use: unmapped when it goes
             self.memory.release()
-            self._mapping.close()
+            if self.name not in private_segments:
+                self._mapping.close()
 
     def unlink(self) -> None:
         """Remove the name; mappings stay valid.  Idempotent."""
+        if private_segments.pop(self.name, None) is not None:
+            return
         with contextlib.suppress(posix_ipc.ExistentialError):
             posix_ipc.unlink_shared_memory(self.name)
 

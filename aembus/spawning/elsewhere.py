@@ -69,7 +69,7 @@ class Elsewhere:
 
     def expire_too_old(self, record: Record, event: Event) -> bool:
         """Say whether a job that has waited is too old by now; it is a dead letter then."""
-        if not is_too_old(record):
+        if not is_too_old(record, time.monotonic()):
             return False
         self._event_struct._expire(record, event)
         self._give_room()

@@ -1,0 +1,159 @@
+"""The services of a bus without processes: the same classes, in their turn when it is driven."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Callable
+from typing import Any, Final
+
+from aembus.codec import decode, encode
+from aembus.errors import ServiceLoadError
+from aembus.numbers_route import NumbersRoute
+from aembus.routing import SUPERVISOR_SLOT, Target
+from aembus.sender import IN_TURN, Job, Route, Sender
+from aembus.services.base import Caller, Service
+from aembus.shm import layout
+from aembus.shm.inbox import Inbox
+from aembus.shm.lanes import Record
+from aembus.testing.clock import FakeClock
+
+NS: Final = 1_000_000_000
+
+
+class ServiceHost:
+    """Hosts services as the supervisor does (services.base.Host), with a clock of its own.
+
+    Nothing is parked: an inbox that is full is an error of the test.
+
+    Args:
+        inbox, sender: of the member that stands where the supervisor would.
+        clock: what the services take for the time.
+    """
+
+    def __init__(self, inbox: Inbox, sender: Sender, clock: FakeClock) -> None:
+        self._inbox = inbox
+        self._sender = sender
+        self._clock = clock
+        self._services: list[Service] = []
+        self._call_table: dict[int, Callable[..., Any]] = {}
+        self._routes: dict[str, Route] = {}
+        self._sources = itertools.count(1)
+        self.documents: list[list[Any]] = []
+
+    def load(self, service_class: type[Service]) -> None:
+        """Host a service; it appears in the registry when that is published next."""
+        service = service_class(self)
+        starting = service.start()
+        try:
+            starting.send(None)
+        except StopIteration:
+            pass
+        else:
+            starting.close()
+            raise ServiceLoadError(
+                "a service whose start() awaits something needs a real supervisor, "
+                f"service={service.name!r}"
+            )
+        ids = {name: len(self._call_table) + n for n, name in enumerate(service.calls(), 1)}
+        for name, number in ids.items():
+            self._call_table[number] = getattr(service, name)
+        self._services.append(service)
+        self.documents.append([service.name, service.version, SUPERVISOR_SLOT, ids, service.client])
+
+    def run_turn(self) -> int:
+        """Take calls, let services do what is due, and return how much that was."""
+        worked = 0
+        for lane, budget in self._inbox.turn():
+            for _ in range(budget):
+                record = self._inbox.take(lane)
+                if record is None:
+                    break
+                worked += 1
+                lane.start(record)
+                self._call(record)
+                lane.done(record)
+        now_ns = self.now_ns()
+        return worked + sum(service.do_work(now_ns) for service in self._services)
+
+    def next_due_s(self) -> float:
+        """Return when a service has something to do next; infinity if none has."""
+        due = [d for s in self._services if (d := s.next_due_ns()) is not None]
+        return min(due) / NS if due else float("inf")
+
+    def _call(self, record: Record) -> None:
+        caller = Caller(record.origin_slot, record.origin_incarnation)
+        if record.flags & layout.FLAG_NUMBERS:
+            numbers = array("Q", (record.reply_id, record.deadline_ns))
+            self._call_table[record.event_id](caller, numbers)
+            return
+        try:
+            result = self._call_table[record.event_id](caller, *decode(record.payload))
+            flags, payload = 0, encode((result,))
+        except Exception as error:
+            flags, payload = layout.FLAG_FAILED, encode((type(error).__name__, str(error), ""))
+        if record.flags & layout.FLAG_WANTS_REPLY:
+            job = Job(payload, kind=layout.KIND_REPLY, flags=flags, reply_id=record.reply_id)
+            self._sender.try_send(Target(record.origin_slot, 0, layout.CLASS_REPLY), job)
+
+    # --- services.base.Host -----------------------------------------------------------------------
+
+    @property
+    def job_bytes_max(self) -> int:
+        """See Host."""
+        return self._inbox.payload_bytes_max
+
+    def now_ns(self) -> int:
+        """See Host."""
+        return self._clock.ns()
+
+    def wall_ns(self) -> int:
+        """See Host."""
+        return self._clock.wall_ns()
+
+    def numbers_route(self, slot: int, kind: int, addressee: int) -> NumbersRoute:
+        """See Host."""
+        return NumbersRoute(self._sender, Target(slot, 0), kind, addressee=addressee)
+
+    def want_room(self, slot: int, wanted: bool) -> None:
+        """See Host."""
+
+    def new_source(self) -> int:
+        """See Host."""
+        return next(self._sources)
+
+    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
+        """See Host."""
+        route = self._routes.get(point)
+        if route is None:
+            route = self._routes[point] = self._sender.route(point)
+        hashed = IN_TURN if key_hash is None else key_hash
+        return self._sender.activate(route, payload, hashed, 0.0)
+
+    def send(self, target: Target, job: Job, source: int = 0) -> int:
+        """See Host."""
+        return self._sender.send(target, job, 0.0, "an expiry")
+
+    def has_events(self, point: str) -> bool:
+        """See Host."""
+        return bool(self._sender.refresh().queue(point))
+
+    def incarnation(self, slot: int) -> int:
+        """See Host."""
+        member = self._sender.refresh().members.get(slot)
+        return member.incarnation if member is not None else 0
+
+    def congested(self, source: int) -> bool:
+        """See Host."""
+        return False
+
+    def forget_source(self, source: int) -> None:
+        """See Host."""
+
+    def work_is_due(self, service: Service) -> None:
+        """See Host."""
+
+    def on_member_gone(self, slot: int, incarnation: int) -> None:
+        """Tell every service."""
+        for service in self._services:
+            service.on_member_gone(slot, incarnation)
