@@ -51,6 +51,9 @@ from aembus.options import Full as Full
 from aembus.options import Policy as Policy
 from aembus.points import ActivationPoint as ActivationPoint
 from aembus.points import TypedPoint as TypedPoint
+from aembus.service_box import LoadedService as LoadedService
+from aembus.service_box import ServiceBox as ServiceBox
+from aembus.service_box import ServiceChange as ServiceChange
 from aembus.stages import Timings as Timings
 
 if TYPE_CHECKING:
@@ -90,6 +93,7 @@ __all__ = [
     "JobFailed",
     "JobNotInHand",
     "JobTooLarge",
+    "LoadedService",
     "NameInUse",
     "NotReady",
     "OpenError",
@@ -99,6 +103,8 @@ __all__ = [
     "ProcessNotFound",
     "Refused",
     "RegistrationError",
+    "ServiceBox",
+    "ServiceChange",
     "ServiceError",
     "ServiceLoadError",
     "ServiceNotFound",

@@ -352,9 +352,19 @@ class Bus:
     def service(self, name: str, version: str | None = None) -> Any:
         """Return the calls of a hosted service: of the newest version, or of the one named.
 
+        The first time binds this process to that version, until it lets go (`release`, `close`,
+        its end): who asks again gets the same, also when a newer one has been loaded.
+
         Raises: ServiceNotFound.
         """
         return self._services.get(name, version)
+
+    def release(self, service: Any) -> None:
+        """Let go of what `service` returned; who asks again is bound to the newest version.
+
+        What was sent before is still delivered; do not use it afterwards.  Idempotent.
+        """
+        self._services.release(service)
 
     def call_service(
         self, service: ServiceVersion, call: str, data: tuple[Any, ...], timeout: float = 5.0

@@ -49,13 +49,32 @@ LeastLoaded = Callable[[Sequence[Target], int], Target]
 
 @dataclass(frozen=True, slots=True)
 class ServiceVersion:
-    """One hosted version of a service: where it runs and what its calls are called."""
+    """One hosted version of a service: where it runs and what its calls are called.
+
+    number: no other loaded version of this run of the bus has or had it.
+    points: what it says that it activates.
+    """
 
     name: str
     version: str
     slot: int
     calls: dict[str, int]
     client: str | None
+    number: int = 0
+    points: tuple[str, ...] = ()
+
+    def to_document(self) -> list[Any]:
+        """Return it as it travels."""
+        return [
+            *(self.name, self.version, self.slot, self.calls, self.client),
+            *(self.number, list(self.points)),
+        ]
+
+    @classmethod
+    def from_document(cls, document: Sequence[Any]) -> ServiceVersion:
+        """Return what `to_document` was called on."""
+        name, version, slot, calls, client, number, points = document
+        return cls(name, version, slot, calls, client, number, tuple(points))
 
 
 class WaitQueue:
@@ -124,7 +143,7 @@ class Routing:
         self.generation = generation
         self.members = {m[0]: Member(*m) for m in document["members"]}
         self.points: dict[str, list[list[Any]]] = document["points"]
-        self.services = [ServiceVersion(*s) for s in document["services"]]
+        self.services = [ServiceVersion.from_document(s) for s in document["services"]]
         self._queues: dict[str, WaitQueue] = {}
 
     def queue(self, point: str) -> WaitQueue:
@@ -170,13 +189,6 @@ class Routing:
             for event_id, slot, document in registrations
             if (options := RoutingOptions(**document)).group == group
         ]
-
-    def service(self, name: str, version: str | None) -> ServiceVersion | None:
-        """Return the version asked for, or the newest (the last loaded) of a service."""
-        for service in reversed(self.services):
-            if service.name == name and version in (None, service.version):
-                return service
-        return None
 
 
 def _target(slot: int, event_id: int, options: RoutingOptions) -> Target:

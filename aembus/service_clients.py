@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -29,6 +30,16 @@ class ServiceClient(Protocol):
         """Use this one from now on: the bus was joined again, and nothing of before is left."""
 
 
+class _Bound:
+    """A version that this process is bound to."""
+
+    __slots__ = ("client", "service")
+
+    def __init__(self, service: ServiceVersion, client: ServiceClient) -> None:
+        self.service = service
+        self.client = client
+
+
 class ServiceClients:
     """The service clients of one bus object.
 
@@ -40,28 +51,44 @@ class ServiceClients:
     def __init__(self, bus: Any, membership: Callable[[], Membership]) -> None:
         self._bus = bus
         self._membership = membership
-        self._clients: dict[tuple[str, str], ServiceClient] = {}
+        self._bound: dict[tuple[str, str | None], _Bound] = {}  # by what was asked for
+        self._binding = threading.RLock()
 
     def get(self, name: str, version: str | None) -> ServiceClient:
-        """Return the client of a version, making it at first use.  Raises ServiceNotFound."""
-        found = self._find(name, version)
-        client = self._clients.get((found.name, found.version))
-        if client is None:
-            made = _client_class(found)(self._bus, found)
-            client = self._clients.setdefault((found.name, found.version), made)
-        return client
+        """Return the client of a version, binding it at first use.  Raises ServiceNotFound."""
+        bound = self._bound.get((name, version))
+        if bound is None:
+            with self._binding:  # so that a service has one client, whichever thread asks
+                bound = self._bound.get((name, version)) or self._bind(name, version)
+        else:
+            self._membership()  # raises if nothing can be reached
+        return bound.client
 
-    def _find(self, name: str, version: str | None) -> ServiceVersion:
-        routing = self._membership().sender.refresh()
-        found = routing.service(name, version)
-        if found is None:
-            hosted = sorted(f"{s.name} {s.version}" for s in routing.services)
-            raise ServiceNotFound(
-                "no such service here; the supervisor loads those it is told to "
-                f"(services=[...], --service), service={name!r}, version={version!r}, "
-                f"hosted={hosted}"
-            )
-        return found
+    def _bind(self, name: str, version: str | None) -> _Bound:
+        found = self._ask(name, version)
+        for bound in self._bound.values():
+            if bound.service.number == found.number:  # asked for in another way before
+                break
+        else:
+            bound = _Bound(found, _client_class(found)(self._bus, found))
+        self._bound[name, version] = bound
+        return bound
+
+    def _ask(self, name: str, version: str | None) -> ServiceVersion:
+        control = self._membership().control
+        answer = control.request("bind", name=name, version=version)
+        return ServiceVersion.from_document(answer["service"])
+
+    def release(self, client: Any) -> None:
+        """See Bus.release."""
+        with self._binding:
+            keys = [key for key, bound in self._bound.items() if bound.client is client]
+            if not keys:
+                return
+            number = self._bound[keys[0]].service.number
+            for key in keys:
+                del self._bound[key]
+            self._membership().control.request("release", number=number)
 
     def call(
         self, service: ServiceVersion, call: str, data: tuple[Any, ...], timeout_s: float
@@ -87,8 +114,10 @@ class ServiceClients:
 
     def rejoin(self) -> None:
         """Bind each client to what the new supervisor hosts.  Raises ServiceNotFound."""
-        for (name, version), client in list(self._clients.items()):
-            client.rejoin(self._find(name, version))
+        with self._binding:
+            for (name, version), bound in list(self._bound.items()):
+                bound.service = self._ask(name, version)
+                bound.client.rejoin(bound.service)
 
 
 def _client_class(service: ServiceVersion) -> type[ServiceClient]:

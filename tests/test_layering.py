@@ -29,6 +29,7 @@ LAYERS: Final = (
     ("aembus.*",),  # points, events, control, sender and the like
     ("aembus.bus", "aembus.worker", "aembus.spawning.host"),
     ("aembus.services.*",),
+    ("aembus.hosting.*",),
     ("aembus.supervisor.*",),
     ("aembus.stress.*",),
     ("aembus.testing.*",),

@@ -4,11 +4,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import pytest
-
 from aembus.codec import key_hash
 from aembus.options import RoutingOptions
-from aembus.routing import EMPTY, STATE_DEGRADED, STATE_RUNNING, Routing, Target, WaitQueue
+from aembus.routing import (
+    EMPTY,
+    STATE_DEGRADED,
+    STATE_RUNNING,
+    Routing,
+    ServiceVersion,
+    Target,
+    WaitQueue,
+)
 from aembus.shm import layout
 
 POINT = "call.setup"
@@ -175,23 +181,7 @@ def test_the_events_of_one_group_can_be_listed() -> None:
     assert list(compiled.group("elsewhere", "a")) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "version", "found"),
-    [
-        ("timer", None, "2"),
-        ("timer", "1", "1"),
-        ("timer", "2", "2"),
-        ("timer", "3", None),
-        ("tcp", None, "1"),
-        ("none such", None, None),
-    ],
-)
-def test_a_service_is_found_by_name_and_version(
-    name: str, version: str | None, found: str | None
-) -> None:
-    """Without a version the one loaded last is found, with one that one or none."""
-    services = [
-        [n, v, 0, {"call": 1}, None] for n, v in (("timer", "1"), ("tcp", "1"), ("timer", "2"))
-    ]
-    service = routing([], services=services).service(name, version)
-    assert (None if service is None else service.version) == found
+def test_a_service_arrives_as_it_was_sent() -> None:
+    """The registry carries all of a loaded version."""
+    version = ServiceVersion("cdr", "1+2", 0, {"write": 3}, None, 7, ("cdr.written",))
+    assert routing([], services=[version.to_document()]).services == [version]

@@ -13,6 +13,7 @@ from aembus.cli.text import count, duration, named_counts, table
 from aembus.cli.usage import Commands, add_command, add_json, bus_name
 from aembus.errors import BusBroken, BusNotFound, ControlError
 from aembus.routing import STATE_DEGRADED
+from aembus.service_box import LoadedService
 
 STARTING: Final = "starting or stopping"
 DEAD_TEXT: Final = "dead, run: aembus clean"
@@ -172,13 +173,13 @@ def statistics_text(found: dict[str, Any]) -> str:
     ]
     if children:
         blocks.append(table(("event", "point", "child's pid", "for"), children))
-    services = [
-        (service["name"], service["version"], _counts_text(service))
-        for service in found["services"]
-    ]
+    services = [LoadedService.from_statistics(service) for service in found["services"]]
     if services:
+        rows = [
+            (s.name, s.version, s.state, len(s.users), named_counts(s.figures)) for s in services
+        ]
         blocks.append(
-            table(("service", "version", "counts"), services)
+            table(("service", "version", "state", "users", "counts"), rows)
             + f"\nservice calls {supervisor['calls']}, failed {supervisor['call_failures']}"
         )
     else:
@@ -189,7 +190,3 @@ def statistics_text(found: dict[str, Any]) -> str:
     if counters:
         blocks.append(f"counters: {named_counts(counters)}")
     return "\n\n".join(blocks)
-
-
-def _counts_text(service: dict[str, Any]) -> str:
-    return named_counts({k: v for k, v in service.items() if k not in ("name", "version")})

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from aembus.cli import clean, dead, doctor, fleet, look, run, stress
+from aembus.cli import clean, dead, doctor, fleet, look, run, service, stress
 from aembus.cli.usage import WrongUsage, version
 from aembus.errors import AembusError
 
@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
   aembus run myapp.server:main --workers 4 --service timer --service tcp
   aembus ls
   aembus stats --bus server
+  aembus service upgrade timer --hand-over
   aembus dead list
   aembus doctor
 
@@ -40,15 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"aembus {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        run.add,
-        look.add_ls,
-        look.add_stats,
-        dead.add,
-        fleet.add_upgrade,
-        fleet.add_scale,
-        stress.add,
-        clean.add,
-        doctor.add,
+        *(run.add, look.add_ls, look.add_stats, service.add, dead.add),
+        *(fleet.add_upgrade, fleet.add_scale, stress.add, clean.add, doctor.add),
     ):
         add(commands)
     return parser

@@ -31,6 +31,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
+from aembus.codec import encode, key_hash
 from aembus.errors import ServiceError
 from aembus.numbers_route import NumbersRoute
 from aembus.routing import ServiceVersion, Target
@@ -140,6 +141,12 @@ class Host(Protocol):
     def work_is_due(self, service: Service) -> None:
         """Say that `next_due_ns` of the service may have become earlier."""
 
+    def ask_before(self, call: str, caller: Caller, *data: Any) -> Any:
+        """Call the version whose state this one has taken over, for what that could not hand over.
+
+        Raises: ServiceError if it is not loaded any more, and what the call raises.
+        """
+
 
 class Service:
     """Base of all services.  Subclasses set `name` and `version` and mark their calls.
@@ -161,6 +168,18 @@ class Service:
     def calls(cls) -> list[str]:
         """Return the names of the calls, sorted."""
         return sorted(n for n in dir(cls) if getattr(getattr(cls, n), "is_service_call", False))
+
+    def activate(
+        self, point: str, *data: Any, key: str | bytes | int | None = None, source: int = 0
+    ) -> int:
+        """Wake the events of a point; return how many jobs that made (parked ones counted).
+
+        Args:
+            key: picks the member of each group, as everywhere; None: in turn.
+            source: on whose behalf, for `Host.congested`.
+        """
+        hashed = None if key is None else key_hash(key)
+        return self.host.activate(point, encode(data), hashed, source)
 
     async def start(self) -> None:
         """Get ready; an exception here refuses the load and changes nothing else."""
@@ -228,10 +247,10 @@ class Service:
     def hand_over(self) -> HandOver:
         """Stop all work and give the state away, to the version that takes this one's place.
 
-        Called once, in one step of the event loop.  Behind it this version gets no call and no
-        do_work(), neither does anybody else until the new one has taken over; run() goes on, and
-        has to leave alone what was given away.  Calls that it has not answered it answers still.
-        It then is stopped as soon as they are, and `in_use` is False.
+        Called once, in one step of the event loop.  Behind it this version gets no do_work(), and
+        no call but by `Host.ask_before`; what comes waits until the new one has taken over.  run()
+        goes on, and has to leave alone what was given away.  Calls that have begun are answered by
+        this version still; it is stopped once they are, and `in_use` is False.
 
         Raises: ServiceError, with nothing changed.
         """

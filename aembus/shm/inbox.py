@@ -27,7 +27,7 @@ from typing import Final, Protocol
 
 from aembus.shm import layout
 from aembus.shm.doorbell import Bell, fence, open_bell
-from aembus.shm.lane import CorruptLane
+from aembus.shm.lane import CorruptLane, LaneCounts
 from aembus.shm.lanes import LaneConsumer, Record
 from aembus.shm.segment import Segment
 
@@ -240,6 +240,19 @@ class Inbox:
                 del self._opened[index]
                 lane.close()
             self._doors = b""  # the next look takes them up again
+
+    def backlog(self) -> dict[int, int]:
+        """Return how many records each lane has carried so far, for `is_past`."""
+        self.look_for_doors()
+        opened = [number for number, lane in self._opened.items() if lane is not None]
+        return {number: self._counts(number).sent for number in opened}
+
+    def is_past(self, backlog: dict[int, int]) -> bool:
+        """Say whether all that was in the lanes at that time is finished."""
+        return all(self._counts(number).finished >= sent for number, sent in backlog.items())
+
+    def _counts(self, number: int) -> LaneCounts:
+        return LaneCounts(self._words, layout.lane_control_offset(self._slots, number))
 
     def take_replies(self) -> Iterator[Record]:
         """Take what the reply lanes hold; each record is done when the next is asked for."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aembus.errors import SupervisorError
+from aembus.hosting.hosting import Hosting
 from aembus.routing import STATE_DEGRADED, STATE_RUNNING
 from aembus.sender import Sender
 from aembus.shm import lanes, layout, names, registry
@@ -31,7 +32,6 @@ from aembus.supervisor.control import Connection, ControlServer
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.supervisor.departures import Departures
 from aembus.supervisor.fleet import Fleet
-from aembus.supervisor.hosting import Hosting
 from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.inspection import bus_statistics
 from aembus.supervisor.letter_file import default_directory
@@ -51,6 +51,7 @@ from aembus.supervisor.publication import Publication
 from aembus.supervisor.replay import Replay
 from aembus.supervisor.requests import Requests
 from aembus.supervisor.restarts import GiveUp, Restart
+from aembus.supervisor.services import Services
 from aembus.supervisor.spawn_host import SpawnHost
 from aembus.supervisor.watchdog import Watchdog
 from aembus.supervisor.workers import Worker, Workers
@@ -139,6 +140,7 @@ class SupervisorProcess:
                 self._writer, self._members, self._document, self._on_published
             )
             self._hosting: Hosting | None = None
+            self._services: Services | None = None
             self._publication.publish_now()
             inbox, descriptor = self._open_inbox(me)
             try:
@@ -171,19 +173,21 @@ class SupervisorProcess:
             sender,
             self._dead_letters,
         )
-        hosting = Hosting(inbox, sender, self._departures.keep_parked)
+        hosting = Hosting(inbox, sender, me.slot, self._departures.keep_parked)
         self._hosting = self._departures.hosting = hosting
+        services = self._services = Services(hosting, self._members, self._publication)
+        self._departures.on_process_gone = services.on_member_gone
         self._requests = Requests(self._members, self._inboxes, self._departures, hosting)
         self._departures.on_given_up = self._requests.on_given_up
         self._places = Places(self._members, self._publication, self._departures, self._requests)
         self._replay = Replay(self._dead_letters, self._members, sender, hosting)
         try:
-            return await self._serve(hosting, descriptor)
+            return await self._serve(hosting, services, descriptor)
         finally:
             sender.close()
             reader.close()
 
-    async def _serve(self, hosting: Hosting, descriptor: int) -> Summary:
+    async def _serve(self, hosting: Hosting, services: Services, descriptor: int) -> Summary:
         self._workers = Workers(
             self._configuration, self._finished, self._on_worker_death, self._on_worker_restart
         )
@@ -195,7 +199,7 @@ class SupervisorProcess:
             self._publication,
             self._departures,
             self._workers,
-            hosting.on_member_gone,
+            services.on_member_gone,
         )
         operations = Operations(
             self._nonce,
@@ -214,7 +218,12 @@ class SupervisorProcess:
         )
         self._control = ControlServer(
             self._bus,
-            {**operations.table(), **self._fleet.table(), **self._replay.table()},
+            {
+                **operations.table(),
+                **self._fleet.table(),
+                **self._replay.table(),
+                **services.table(),
+            },
             self._on_hang_up,
             self._on_process_gone,
         )
@@ -226,8 +235,7 @@ class SupervisorProcess:
         )
         started = False
         try:
-            for spec in self._configuration.services:
-                await hosting.load(spec, 0)
+            await services.load_first(self._configuration.services)
             for worker in self._workers:
                 member = self._members.add(KIND_WORKER, worker.name, 0, STATE_STARTING)
                 try:
@@ -247,7 +255,7 @@ class SupervisorProcess:
             clock.cancel()
             parent.cancel()
             watchdog.cancel()
-            summary = await self._take_down(hosting, started)
+            summary = await self._take_down(hosting, services, started)
         if self._failure is not None:
             raise self._failure
         return summary
@@ -255,9 +263,9 @@ class SupervisorProcess:
     # --- what happens ---------------------------------------------------------------------------
 
     def _document(self) -> dict[str, Any]:
-        versions = self._hosting.versions if self._hosting is not None else []
-        services = [[v.name, v.version, v.slot, v.calls, v.client] for v in versions]
-        return self._members.document(self._bus, self._nonce, services)
+        versions = self._services.versions() if self._services is not None else []
+        documents = [version.to_document() for version in versions]
+        return self._members.document(self._bus, self._nonce, documents)
 
     def _on_published(self) -> None:
         self._spawn_host.reconcile()
@@ -302,8 +310,8 @@ class SupervisorProcess:
         self._inboxes.ring_all()
         if self._spawn_host.is_member(member):
             self._spawn_host.on_death()
-        assert self._hosting is not None
-        self._hosting.on_member_gone(member.slot, member.incarnation)
+        assert self._services is not None
+        self._services.on_member_gone(member.slot, member.incarnation)
         degraded = isinstance(decision, Restart) and decision.degraded
         self._requests.on_death(member, queued=degraded)
         member.state = STATE_DEGRADED if degraded else STATE_STARTING
@@ -357,13 +365,14 @@ class SupervisorProcess:
         self._publication.check_passed()
 
     def _statistics(self) -> dict[str, Any]:
-        assert self._hosting is not None
+        assert self._hosting is not None and self._services is not None
         return bus_statistics(
             self._bus,
             self._started_at,
             self._members,
             self._inboxes,
             self._hosting,
+            self._services,
             self._dead_letters,
         )
 
@@ -414,7 +423,7 @@ class SupervisorProcess:
 
     # --- the end --------------------------------------------------------------------------------
 
-    async def _take_down(self, hosting: Hosting, started: bool) -> Summary:
+    async def _take_down(self, hosting: Hosting, services: Services, started: bool) -> Summary:
         self._stop_event.set()
         timeout_s = self._configuration.stop_timeout_s
         self._fleet.close()
@@ -433,6 +442,7 @@ class SupervisorProcess:
                 await self._workers.wait_until_gone(ABORT_S)
         hosting.run_last_turns()
         await hosting.stop()
+        await services.stop()
         await self._departures.settle(0.1)
         # First the end, then what is left: else what is sent in between would be lost.
         await self._publication.end(END_S)

@@ -17,13 +17,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aembus import callchain
+from aembus.hosting.hosting import Hosting
+from aembus.hosting.outgoing import Parked
 from aembus.routing import Target
 from aembus.sender import Job, Sender
 from aembus.shm import layout
 from aembus.shm.lanes import Record
 from aembus.supervisor.callers import Callers
 from aembus.supervisor.dead_letters import DeadLetters
-from aembus.supervisor.hosting import Hosting, Parked
 from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.members import STATE_LEAVING, Member, Members
 from aembus.supervisor.publication import Publication
@@ -56,6 +57,7 @@ class Departures:
         self._dead_letters = dead_letters
         self.callers = Callers(inboxes, sender, self._keep_record)
         self.hosting: Hosting | None = None
+        self.on_process_gone: Callable[[int, int], None] = lambda slot, incarnation: None
         self.on_given_up: Callable[[tuple[int, ...], bytes], None] = lambda header, payload: None
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by inbox
         self._parked_numbers = itertools.count(1)
@@ -78,9 +80,8 @@ class Departures:
             await asyncio.wait([task], timeout=timeout_s)
 
     def forget_process(self, member: Member) -> None:
-        """Tell every service that the member's process is gone."""
-        assert self.hosting is not None
-        self.hosting.on_member_gone(member.slot, member.incarnation)
+        """Tell the services that the member's process is gone."""
+        self.on_process_gone(member.slot, member.incarnation)
 
     async def _retire(self, member: Member) -> None:
         self.forget_process(member)

@@ -7,11 +7,12 @@ import os
 import time
 from typing import Any
 
+from aembus.hosting.hosting import Hosting
 from aembus.shm import layout
 from aembus.supervisor.dead_letters import DeadLetters
-from aembus.supervisor.hosting import Hosting
 from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.members import Member, Members
+from aembus.supervisor.services import Services
 
 
 def bus_statistics(
@@ -20,6 +21,7 @@ def bus_statistics(
     members: Members,
     inboxes: Inboxes,
     hosting: Hosting,
+    services: Services,
     dead_letters: DeadLetters,
 ) -> dict[str, Any]:
     """Return what `aembus stats --json` prints."""
@@ -50,7 +52,7 @@ def bus_statistics(
         },
         "members": [_member_statistics(member, inboxes) for member in members],
         "points": sorted(points.values(), key=lambda p: str(p["name"])),
-        "services": hosting.statistics(),
+        "services": services.statistics(),
         "totals": dataclasses.asdict(inboxes.all_totals()),
     }
 

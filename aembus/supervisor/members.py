@@ -285,3 +285,11 @@ def _move(
     for event_id in ids:
         if event_id in source:
             destination[event_id] = source.pop(event_id)
+
+
+def member_of(connection: Any) -> Member:
+    """Return the member that speaks over a connection.  Raises ControlError if none does."""
+    member = connection.member
+    if not isinstance(member, Member):
+        raise ControlError(f"join the bus first, pid={connection.pid}")
+    return member

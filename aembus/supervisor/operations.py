@@ -22,6 +22,7 @@ from aembus.supervisor.members import (
     SUPERVISED,
     Member,
     Members,
+    member_of,
 )
 from aembus.supervisor.places import Places
 from aembus.supervisor.publication import Publication
@@ -154,24 +155,24 @@ class Operations:
 
     async def pipe_bell(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Give the member's inbox a doorbell with a descriptor, beside its semaphore."""
-        self._inboxes.create_pipe_bell(_member(connection).inbox_id)
+        self._inboxes.create_pipe_bell(member_of(connection).inbox_id)
         return {}
 
     async def register(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Give out ids for events; they are not published yet, but the spawn host has its own."""
-        member = _member(connection)
+        member = member_of(connection)
         ids = self._members.register(member, request["events"])
         await self._spawn_host.adopt(member, ids)
         return {"ids": ids}
 
     async def publish(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Publish what the member has registered."""
-        self._members.publish(_member(connection), request["stopped"])
+        self._members.publish(member_of(connection), request["stopped"])
         return {"generation": await self._publication.publish()}
 
     async def ready(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Publish a member's registrations, all together: a worker's entry point has returned."""
-        member = _member(connection)
+        member = member_of(connection)
         self._members.publish_all(member, request["stopped"])
         generation = await self._publication.publish()
         if member.kind in SUPERVISED:
@@ -182,17 +183,17 @@ class Operations:
 
     async def stop_event(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Take events off their wait queues until they are started."""
-        self._members.stop(_member(connection), request["ids"])
+        self._members.stop(member_of(connection), request["ids"])
         return {"generation": await self._publication.publish()}
 
     async def start_event(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Put stopped events back on their wait queues."""
-        self._members.start(_member(connection), request["ids"])
+        self._members.start(member_of(connection), request["ids"])
         return {"generation": await self._publication.publish()}
 
     async def unregister(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Take events off their wait queues."""
-        self._members.unregister(_member(connection), request["ids"])
+        self._members.unregister(member_of(connection), request["ids"])
         return {"generation": await self._publication.publish()}
 
     async def spawned_events(
@@ -222,7 +223,7 @@ class Operations:
 
     async def leave(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Let go of the member; a worker's place stays for its replacement."""
-        member = _member(connection)
+        member = member_of(connection)
         connection.member = None
         if member.kind == KIND_CLIENT:
             connection.release()
@@ -244,13 +245,13 @@ class Operations:
 
     async def counter(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Give a name to one of the member's counters."""
-        return {"index": self._members.counter(_member(connection), request["name"])}
+        return {"index": self._members.counter(member_of(connection), request["name"])}
 
     async def undeliverable(
         self, connection: Connection, request: dict[str, Any]
     ) -> dict[str, Any]:
         """Take a job that its member cannot deliver: for its group, or for the dead letters."""
-        member, header, payload = _member(connection), request["header"], request["payload"]
+        member, header, payload = member_of(connection), request["header"], request["payload"]
         if request["try_group"] and self._departures.forward(header, payload):
             return {"forwarded": True}
         try:
@@ -293,10 +294,3 @@ class Operations:
         """Begin to stop the bus."""
         self._stop(f"asked by pid {connection.pid}")
         return {}
-
-
-def _member(connection: Connection) -> Member:
-    member = connection.member
-    if not isinstance(member, Member):
-        raise ControlError(f"join the bus first, pid={connection.pid}")
-    return member

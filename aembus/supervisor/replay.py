@@ -12,11 +12,11 @@ import time
 from typing import Any, Final
 
 from aembus.errors import AembusError, ControlError
+from aembus.hosting.hosting import Hosting
 from aembus.routing import STATE_DEGRADED, Target
 from aembus.sender import Job, Sender
 from aembus.supervisor.control import Connection, Operation
 from aembus.supervisor.dead_letters import NO_ROOM, DeadLetters
-from aembus.supervisor.hosting import Hosting
 from aembus.supervisor.letter_file import Letter
 from aembus.supervisor.members import Members
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
+from aembus.hosting.hosting import Hosting
 from aembus.shm import layout
 from aembus.shm.lanes import Record
 from aembus.supervisor.departures import Departures
-from aembus.supervisor.hosting import Hosting
 from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.members import Member, Members
 

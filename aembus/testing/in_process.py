@@ -220,6 +220,11 @@ class InProcessBus:
                 self._members.unregister(member, fields["ids"])
             case "counter":
                 return {"index": self._members.counter(member, fields["name"])}
+            case "bind":
+                found = self._host.find(fields["name"], fields["version"])
+                return {"service": found.to_document()}
+            case "release":
+                return {}
             case "undeliverable":
                 return {"forwarded": self._take_undeliverable(fields)}
             case "leave":

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aembus.codec import decode, encode
-from aembus.errors import ServiceLoadError
+from aembus.errors import ServiceError, ServiceLoadError, ServiceNotFound
 from aembus.numbers_route import NumbersRoute
-from aembus.routing import SUPERVISOR_SLOT, Target
+from aembus.routing import SUPERVISOR_SLOT, ServiceVersion, Target
 from aembus.sender import IN_TURN, Job, Route, Sender
 from aembus.services.base import Caller, Service
 from aembus.shm import layout
@@ -39,7 +39,7 @@ class ServiceHost:
         self._call_table: dict[int, Callable[..., Any]] = {}
         self._routes: dict[str, Route] = {}
         self._sources = itertools.count(1)
-        self.documents: list[list[Any]] = []
+        self.versions: list[ServiceVersion] = []
 
     def load(self, service_class: type[Service]) -> None:
         """Host a service; it appears in the registry when that is published next."""
@@ -59,7 +59,23 @@ class ServiceHost:
         for name, number in ids.items():
             self._call_table[number] = getattr(service, name)
         self._services.append(service)
-        self.documents.append([service.name, service.version, SUPERVISOR_SLOT, ids, service.client])
+        version = ServiceVersion(
+            service.name, service.version, SUPERVISOR_SLOT, ids, service.client, len(self._services)
+        )
+        self.versions.append(version)
+
+    @property
+    def documents(self) -> list[list[Any]]:
+        """The services, as the registry shows them."""
+        return [version.to_document() for version in self.versions]
+
+    def find(self, name: str, version: str | None) -> ServiceVersion:
+        """Return the newest version of a service, or the one named.  Raises ServiceNotFound."""
+        for found in reversed(self.versions):
+            if found.name == name and version in (None, found.version):
+                return found
+        hosted = [f"{v.name} {v.version}" for v in self.versions]
+        raise ServiceNotFound(f"no such service here, service={name!r}, {version=}, {hosted=}")
 
     def run_turn(self) -> int:
         """Take calls, let services do what is due, and return how much that was."""
@@ -152,6 +168,10 @@ class ServiceHost:
 
     def work_is_due(self, service: Service) -> None:
         """See Host."""
+
+    def ask_before(self, call: str, caller: Caller, *data: Any) -> Any:
+        """See Host."""
+        raise ServiceError(f"a service has taken nothing over here, {call=}")
 
     def on_member_gone(self, slot: int, incarnation: int) -> None:
         """Tell every service."""

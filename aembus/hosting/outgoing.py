@@ -1,0 +1,187 @@
+"""What services send: straight into a lane, or parked until its member has room.
+
+A destination that is full never stops a service.  What cannot be written yet is parked for it, in
+order, its room flag is raised, and each turn of the host tries it again; what is parked for a
+member that has gone is routed anew.  Nothing here blocks.
+
+Who parks too much is told by its source: a number that a service gets for what it reads from, a
+connection for example.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aembus.errors import AembusError
+from aembus.numbers_route import NumbersRoute
+from aembus.options import DROP
+from aembus.routing import Routing, Target
+from aembus.sender import FULL, IN_TURN, Job, Route, Sender
+from aembus.services.parking import Parking
+from aembus.shm import layout
+
+log = logging.getLogger("aembus")
+
+PARKED_ITEM_BYTES: Final = 512  # what a parked job takes beside its payload
+PARKED_BYTES_MAX: Final = 1024 * 1024
+MEMBER_WENT: Final = "its member went while it waited for room"
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A job that waits for room; `point` where it may be routed anew if its target goes."""
+
+    target: Target
+    job: Job
+    point: str | None
+    source: int
+
+
+class Outgoing:
+    """The sending side of a host.
+
+    Args:
+        sender: this process's.
+        on_lost: keeps a job that has nowhere to go, and why: its destination has gone, or no
+            lane there can be opened.
+    """
+
+    def __init__(self, sender: Sender, on_lost: Callable[[Parked, str], None]) -> None:
+        self._sender = sender
+        self._on_lost = on_lost
+        self._parking = Parking(PARKED_BYTES_MAX)
+        self._routes: dict[str, Route] = {}
+        self._sources = itertools.count(1)
+
+    def new_source(self) -> int:
+        """See Host."""
+        return next(self._sources)
+
+    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int) -> int:
+        """See Host."""
+        route = self._routes.get(point)
+        if route is None:
+            route = self._routes[point] = self._sender.route(point)
+        job = Job(payload, IN_TURN if key_hash is None else key_hash)
+        targets = self._sender.pick(route, job)
+        for target in targets:
+            self._send_or_park(Parked(target, job, point, source))
+        return len(targets)
+
+    def send(self, target: Target, job: Job, source: int) -> int:
+        """See Host."""
+        return self._send_or_park(Parked(target, job, None, source))
+
+    def numbers_route(self, slot: int, kind: int, addressee: int) -> NumbersRoute:
+        """See Host."""
+        return NumbersRoute(self._sender, Target(slot, 0), kind, addressee=addressee)
+
+    def want_room(self, slot: int, wanted: bool) -> None:
+        """See Host."""
+        target = Target(slot, 0)
+        if wanted or not self._parking.is_parked(_lane_of(target)):
+            self._sender.want_room(target, wanted)
+
+    def send_now(self, target: Target, job: Job) -> int:
+        """Send without parking; return 1, or 0 if the member is not on the bus, or FULL."""
+        if self._parking.is_parked(_lane_of(target)):
+            return FULL  # behind those
+        return self._sender.try_send(target, job)
+
+    def _send_or_park(self, parked: Parked) -> int:
+        try:
+            return self._try_send_or_park(parked)
+        except AembusError as error:  # the turn goes on: the others must not wait for this one
+            log.error("a job to slot %d becomes a dead letter: %s", parked.target.slot, error)
+            self._on_lost(parked, f"{type(error).__name__}: {error}")
+            return 1
+
+    def _try_send_or_park(self, parked: Parked) -> int:
+        target, lane = parked.target, _lane_of(parked.target)
+        # What was sent to one event was counted before, and is not to be dropped.
+        drops = target.full == DROP and parked.point is not None
+        if not self._parking.is_parked(lane):
+            sent = self._sender.try_send(target, parked.job)
+            if sent != FULL:
+                return sent
+            if not drops:
+                self._sender.want_room(target, True)
+                sent = self._sender.try_send(target, parked.job)  # room that came meanwhile
+                if sent != FULL:
+                    return sent
+        if drops:
+            self._sender.count_dropped(target)
+            return 0
+        size_bytes = len(parked.job.payload) + PARKED_ITEM_BYTES
+        self._parking.park(lane, parked, size_bytes, parked.source)
+        return 1
+
+    def flush(self) -> set[int]:
+        """Try again what is parked; return the sources that may go on now."""
+        resumed: set[int] = set()
+        for lane in self._parking.slots():
+            resumed.update(self._parking.flush(lane, self._try_parked))
+            if not self._parking.is_parked(lane):
+                self._sender.want_room(_target_of(lane), False)
+        return resumed
+
+    def _try_parked(self, parked: Parked) -> bool:
+        sent = self._sender.try_send(parked.target, parked.job)
+        if sent == 0:
+            self._route_anew(parked)
+        return sent != FULL
+
+    def _route_anew(self, parked: Parked) -> None:
+        if parked.point is None:
+            if parked.job.kind in layout.KINDS_FOR_EVENTS:
+                self._on_lost(parked, MEMBER_WENT)
+            return  # else an expiry, for a process that is no more
+        key_hash = None if parked.job.key_hash == IN_TURN else parked.job.key_hash
+        if not self.activate(parked.point, parked.job.payload, key_hash, parked.source):
+            self._on_lost(parked, MEMBER_WENT)
+
+    def route_anew_where_gone(self) -> bool:
+        """Route anew what is parked for members that have gone; say whether there was any.
+
+        The next flush names the sources that they held back.
+        """
+        members = self.routing().members
+        gone = [lane for lane in self._parking.slots() if _target_of(lane).slot not in members]
+        for lane in gone:
+            for parked in self._parking.take_all(lane):
+                self._route_anew(parked)
+        return bool(gone)
+
+    def routing(self) -> Routing:
+        """Return who is on the bus now."""
+        return self._sender.refresh()
+
+    def waits(self) -> bool:
+        """Say whether anything is parked, or a source waits to be told of room."""
+        return bool(self._parking.slots())
+
+    def __len__(self) -> int:
+        """Return how many jobs are parked."""
+        return len(self._parking)
+
+    def congested(self, source: int) -> bool:
+        """See Host."""
+        return self._parking.congested(source)
+
+    def forget_source(self, source: int) -> None:
+        """See Host."""
+        self._parking.forget_source(source)
+
+
+# What is parked is kept apart by lane: an urgent job does not wait behind the others.
+def _lane_of(target: Target) -> int:
+    return layout.lane_index(layout.SLOTS_MAX, target.lane_class, target.slot)
+
+
+def _target_of(lane: int) -> Target:
+    lane_class, slot = divmod(lane, layout.SLOTS_MAX)
+    return Target(slot, 0, lane_class)

@@ -1,0 +1,277 @@
+"""Loading, unloading and upgrading services on a running bus."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import aembus
+from tests.support.running import until
+from tests.support.tally import Tallies, tallies
+
+RUNNING = "running"
+DRAINING = "draining"
+
+
+@pytest.fixture
+def bus(bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tallies]:
+    """A bus with version 1 of the service `tally`."""
+    with tallies(bus_name, tmp_path, monkeypatch) as running:
+        yield running
+
+
+def test_who_is_bound_keeps_his_version_and_who_comes_gets_the_newest(bus: Tallies) -> None:
+    """Each version has its own calls and state; the old one goes when its last user lets go."""
+    with aembus.connect(bus.bus_name) as old, aembus.connect(bus.bus_name) as new:
+        bound = old.service("tally")
+        assert bound.add(1) == ["1", 1]
+        bus.write("2")
+        change = bus.box.upgrade("tally")
+        assert (change.old.users, change.handed_over) == ((old.member_name,), False)
+        assert new.service("tally").add(5) == ["2", 5]
+        assert bound.add(1) == ["1", 2]
+        assert old.service("tally") is bound
+        assert bus.versions() == [("1", DRAINING), ("2", RUNNING)]
+        old.release(bound)
+        bus.await_versions(("2", RUNNING))
+        assert old.service("tally").add(5) == ["2", 10]
+        with pytest.raises(aembus.CallFailed, match=r"not loaded any more; release it"):
+            bound.add(1)
+
+
+def test_versions_loaded_side_by_side_are_chosen_by_name(bus: Tallies) -> None:
+    """Both can be asked for until one of them is unloaded; which one must be said."""
+    bus.write("2")
+    bus.box.load("tally:Tally")
+    with aembus.connect(bus.bus_name) as member:
+        assert member.service("tally", "1").add(1) == ["1", 1]
+        assert member.service("tally", "2").add(1) == ["2", 1]
+        assert member.service("tally") is member.service("tally", "2")
+        with pytest.raises(aembus.ServiceError, match=r"say which one.*\['1', '2'\]"):
+            bus.box.unload("tally")
+        assert bus.box.unload("tally", "2").users == (member.member_name,)
+        assert bus.versions() == [("1", RUNNING), ("2", DRAINING)]
+        with (
+            aembus.connect(bus.bus_name) as other,
+            pytest.raises(aembus.ServiceNotFound, match=r"version='2', hosted=\['tally 1'\]"),
+        ):
+            other.service("tally", "2")
+    bus.await_versions(("1", RUNNING))
+
+
+def test_a_member_that_is_killed_lets_go(bus: Tallies) -> None:
+    """Its death is as good as its word."""
+    script = (
+        "import aembus, sys, time; bus = aembus.connect(sys.argv[1]); "
+        "print(bus.service('tally').add(1), flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, bus.bus_name], stdout=subprocess.PIPE, text=True
+    ) as member:
+        assert member.stdout is not None
+        assert member.stdout.readline() == "['1', 1]\n"
+        bus.box.unload("tally")
+        assert bus.versions() == [("1", DRAINING)]
+        os.kill(member.pid, signal.SIGKILL)
+    bus.await_versions()
+
+
+def test_a_version_goes_when_it_is_not_in_use_and_has_answered(bus: Tallies) -> None:
+    """Also where nobody is bound any more; it is stopped, and its run() is cancelled."""
+    answers: list[str] = []
+    with aembus.connect(bus.bus_name) as member, aembus.connect(bus.bus_name) as other:
+        waiting = member.service("tally")
+        caller = threading.Thread(target=lambda: answers.append(waiting.wait(timeout=20.0)))
+        caller.start()
+        until("it waits", lambda: bus.box.list()[0].answering == 1)
+        other.service("tally").keep(True)
+        bus.box.unload("tally")
+        opener = other.service("tally")
+        opener.open()
+        caller.join()
+        member.release(waiting)
+        assert answers == ["1"]
+        opener.keep(False)
+        other.release(opener)
+        bus.await_versions()
+
+
+@pytest.mark.parametrize(
+    ("version", "more", "says"),
+    [
+        ("1", "", r"this version is loaded already.*version='1', state=running"),
+        ("2", "async def start(self): raise RuntimeError('no disk')", r"RuntimeError\('no disk'\)"),
+        ("2", "def __init__(self, host): raise OSError('no')", r"failed to start.*OSError\('no'\)"),
+        ("2", "import lost", r"cannot be imported.*No module named 'lost'"),
+        ("2", "name = ''", r"a service's name is 1 to 40 letters"),
+    ],
+)
+def test_a_load_that_fails_changes_nothing_and_says_why(
+    bus: Tallies, version: str, more: str, says: str
+) -> None:
+    """Neither the loaded versions nor who gets what, and it can be loaded once it is right."""
+    bus.write(version, more)
+    with pytest.raises(aembus.ServiceLoadError, match=says):
+        bus.box.load("tally:Tally")
+    assert bus.versions() == [("1", RUNNING)]
+    with aembus.connect(bus.bus_name) as member:
+        assert member.service("tally").add(1) == ["1", 1]
+    bus.write("2")
+    assert bus.box.load("tally:Tally").version == "2"
+
+
+def test_a_hand_over_passes_state_calls_and_users_on(bus: Tallies) -> None:
+    """Who was bound to the old version goes on with the same object, on the new one."""
+    with aembus.connect(bus.bus_name) as member:
+        tally = member.service("tally")
+        tally.add(3)
+        bus.write("2")
+        change = bus.box.upgrade("tally", hand_over=True)
+        assert (change.handed_over, change.at_switch["total"]) == (True, 3)
+        assert change.new.users == (member.member_name,)
+        assert tally.add(1) == ["2", 4]
+        bus.await_versions(("2", RUNNING))
+        assert bus.box.list()[0].figures == {"total": 4, "is_running": 1}
+        bus.write("3")
+        bus.box.upgrade("tally", hand_over=True)
+        assert tally.add(1) == ["3", 5]
+        bus.box.unload("tally")
+        assert bus.versions()[-1] == ("3", DRAINING)
+        member.release(tally)
+        bus.await_versions()
+
+
+def test_a_call_that_has_begun_is_answered_by_the_version_that_took_it(bus: Tallies) -> None:
+    """The old version stays until then."""
+    answers: list[str] = []
+    with aembus.connect(bus.bus_name) as member:
+        tally = member.service("tally")
+        caller = threading.Thread(target=lambda: answers.append(tally.wait(timeout=20.0)))
+        caller.start()
+        until("it waits", lambda: bus.box.list()[0].answering == 1)
+        more = """@call
+    def open_old(self, caller):
+        self.host.ask_before("open", caller)
+"""
+        bus.write("2", more)
+        bus.box.upgrade("tally", hand_over=True)
+        assert bus.versions() == [("1", DRAINING), ("2", RUNNING)]
+        with aembus.connect(bus.bus_name) as other:
+            other.service("tally").open_old()
+        caller.join()
+        assert answers == ["1"]
+        bus.await_versions(("2", RUNNING))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("add = None", r"lacks calls that members of the old one make.*missing=\['add'\]"),
+        (
+            "async def take_over(self, handed): raise ValueError('unknown format')",
+            r"does not take the state over; the old one goes on.*ValueError\('unknown format'\)",
+        ),
+    ],
+)
+def test_a_hand_over_that_fails_leaves_the_old_version_with_its_state(
+    bus: Tallies, more: str, says: str
+) -> None:
+    """As if nothing had been."""
+    with aembus.connect(bus.bus_name) as member:
+        tally = member.service("tally")
+        tally.add(3)
+        bus.write("2", more)
+        with pytest.raises(aembus.ServiceLoadError, match=says):
+            bus.box.upgrade("tally", hand_over=True)
+        assert tally.add(1) == ["1", 4]
+        assert bus.versions() == [("1", RUNNING)]
+        assert bus.box.list()[0].figures == {"total": 4, "is_running": 1}
+
+
+def test_a_service_without_hand_over_says_so(bus: Tallies, tmp_path: Path) -> None:
+    """And can be upgraded without."""
+    (tmp_path / "plain.py").write_text(
+        "from aembus.services import Service, call\n"
+        "class Plain(Service):\n    name = 'plain'\n    version = '1'\n"
+    )
+    bus.box.load("plain:Plain")
+    with pytest.raises(aembus.ServiceLoadError, match="cannot hand over its state"):
+        bus.box.upgrade("plain", hand_over=True)
+    assert bus.box.upgrade("plain").new.version == "1+2"
+    bus.await_versions(("1", RUNNING), ("1+2", RUNNING))
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_calls_wait_in_order_while_the_state_is_on_its_way(
+    bus: Tallies, tmp_path: Path, succeeds: bool
+) -> None:
+    """Whoever has the state in the end answers them: the new version, or else the old one."""
+    gate, entered = tmp_path / "gate", tmp_path / "entered"
+    more = f"""async def take_over(self, handed):
+        self.total = handed.data["total"]
+        open({str(entered)!r}, "w").close()
+        import os.path
+        while not os.path.exists({str(gate)!r}):
+            await asyncio.sleep(0.01)
+        if not {succeeds}:
+            raise ValueError("in the end")
+    """
+    bus.write("2", more)
+    answers: list[list[object]] = []
+    with aembus.connect(bus.bus_name) as member:
+        tally = member.service("tally")
+
+        def upgrade() -> None:
+            with contextlib.suppress(aembus.ServiceLoadError):
+                bus.box.upgrade("tally", hand_over=True)
+
+        upgrading = threading.Thread(target=upgrade)
+        upgrading.start()
+        until("the state is on its way", entered.exists)
+        calling = threading.Thread(target=lambda: answers.append(tally.add(1, timeout=20.0)))
+        calling.start()
+        with aembus.ServiceBox(bus.bus_name) as other:
+            until("the call has come", lambda: other.list()[0].calls == 1)
+        assert answers == []
+        gate.touch()
+        upgrading.join()
+        calling.join()
+        assert answers == [["2" if succeeds else "1", 1]]
+
+
+def test_a_rollback_is_an_upgrade_to_the_code_as_it_was(bus: Tallies) -> None:
+    """With hand-over too, and a rollback of the rollback leads back."""
+    with aembus.connect(bus.bus_name) as member:
+        tally = member.service("tally")
+        with pytest.raises(aembus.ServiceLoadError, match="this one has replaced none"):
+            bus.box.rollback("tally")
+        bus.write("2")
+        bus.box.upgrade("tally", hand_over=True)
+        bus.file.write_text("broken(")
+        assert tally.add(2) == ["2", 2]
+        assert bus.box.rollback("tally", hand_over=True).new.version == "1+2"
+        assert tally.add(2) == ["1", 4]
+        assert bus.box.rollback("tally", hand_over=True).new.version == "2+2"
+        assert tally.add(2) == ["2", 6]
+
+
+def test_a_service_that_raises_in_its_work_stops_nobody(bus: Tallies) -> None:
+    """It is counted, and its calls go on."""
+    more = (
+        "def do_work(self, now_ns): raise RuntimeError('work')\n"
+        "    def next_due_ns(self): return self.host.now_ns()\n"
+        "    async def run(self): raise RuntimeError('run')"
+    )
+    bus.write("2", more)
+    bus.box.upgrade("tally")
+    until("its failures are counted", lambda: bus.box.list()[-1].failures >= 2)
+    with aembus.connect(bus.bus_name) as member:
+        assert member.service("tally").add(1) == ["2", 1]
