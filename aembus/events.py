@@ -325,7 +325,7 @@ class EventStruct:
         self, record: Record, event: Event, death: str, failure: Failure | None = None
     ) -> bool:
         deaths = layout.state_deaths(record.header[4])
-        if deaths >= DEATHS_MAX:
+        if deaths - layout.state_spared(record.header[4]) >= DEATHS_MAX:
             self._give_back(record, f"in hand at {deaths} deaths", failure=failure)
         elif deaths > 0 and not (event.options.redeliver and _may_come_again(record)):
             self._give_back(record, f"in hand when {death}", failure=failure)

@@ -74,6 +74,8 @@ def worker(bus: aembus.Bus) -> None:
         held.pop(number).done()
         os.kill(os.getpid(), signal.SIGKILL)
 
+    bus.register("poison", lambda event: os.kill(os.getpid(), signal.SIGKILL))
+
 
 class Log:
     """A client that collects what the worker reports."""
@@ -322,6 +324,34 @@ def test_a_held_job_is_in_hand_at_deaths(bus_name: str, tmp_path: Path) -> None:
         until("put aside", lambda: workers(bus_name)[0]["dead_lettered"] == 1)
         (letter,) = DeadLetters(tmp_path).read()
         assert (letter["reason"], letter["attempts"]) == ("in hand at 3 deaths", 3)
+
+
+def test_a_poison_job_does_not_take_held_ones_with_it(bus_name: str, tmp_path: Path) -> None:
+    """A death in the handler of one job counts against that; held ones come again all the same."""
+    spec = aembus.WorkerSpec("w", f"{THIS}:worker")
+    with (
+        aembus.Supervisor(bus_name, workers=[spec], state_directory=tmp_path),
+        aembus.connect(bus_name) as client,
+    ):
+        log = Log(client)
+        for number in (1, 2):
+            client.activate("hold", number)
+        client.activate("hold fast", 3)
+        log.wait_for((1, 1), (2, 1), (3, 1))
+        letters = DeadLetters(tmp_path)
+        for poisons in (1, 2):  # one after the other, three deaths each
+            client.activate("poison")
+            until("put aside", lambda: len(list(letters.read())) == 1 + poisons)  # noqa: B023
+        log.wait_for((1, 7), (2, 7))
+        for number in (1, 2):
+            client.activate("complete", number)
+        log.wait_for((-1, 0), (-2, 0))
+        until("settled", lambda: workers(bus_name)[0]["queued"] == 0)
+        assert sorted((letter["point"], letter["reason"]) for letter in letters.read()) == [
+            ("hold fast", "in hand when its worker died"),  # that it asked for
+            ("poison", "in hand at 3 deaths"),
+            ("poison", "in hand at 3 deaths"),
+        ]
 
 
 def patient(bus: aembus.Bus) -> None:

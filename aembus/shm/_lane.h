@@ -80,9 +80,11 @@ enum {
     STATE_FORWARDED = 7,
     STATE_MASK = 0xFF,
     STATE_ATTEMPT_SHIFT = 8,
-    STATE_ATTEMPT_MAX = (1 << 28) - 1,
-    STATE_FAILURE_SHIFT = 36,
-    STATE_FAILURE_MAX = (1 << 28) - 1,
+    STATE_ATTEMPT_MAX = (1 << 24) - 1,
+    STATE_FAILURE_SHIFT = 32,
+    STATE_FAILURE_MAX = (1 << 24) - 1,
+    STATE_SPARED_SHIFT = 56,
+    STATE_SPARED_MAX = (1 << 8) - 1,
 };
 
 #define CURSOR_OFFSET_MASK ((UINT64_C(1) << CURSOR_OFFSET_BITS) - 1)
@@ -97,6 +99,12 @@ static inline uint64_t state_attempts(uint64_t state)
 static inline uint64_t state_failures(uint64_t state)
 {
     return state >> STATE_FAILURE_SHIFT & STATE_FAILURE_MAX;
+}
+
+/* The deaths that do not count, where they stand in a state word. */
+static inline uint64_t state_spared_bits(uint64_t state)
+{
+    return state & (uint64_t)STATE_SPARED_MAX << STATE_SPARED_SHIFT;
 }
 
 typedef struct {

@@ -355,7 +355,7 @@ static PyObject *consumer_fail(Consumer *self, PyObject *object)
     if (failures < STATE_FAILURE_MAX)
         failures++;
     state = STATE_FAILED | state_attempts(state) << STATE_ATTEMPT_SHIFT |
-            failures << STATE_FAILURE_SHIFT;
+            failures << STATE_FAILURE_SHIFT | state_spared_bits(state);
     store_state(self, &record->taken, state);
     record->taken.header.state = state;
     return PyLong_FromUnsignedLongLong(failures);

@@ -67,7 +67,7 @@ static inline uint64_t start(Consumer *self, const Taken *taken)
         attempts++;
     uint64_t failures = state_failures(taken->header.state);
     uint64_t state = STATE_STARTED | attempts << STATE_ATTEMPT_SHIFT |
-                     failures << STATE_FAILURE_SHIFT;
+                     failures << STATE_FAILURE_SHIFT | state_spared_bits(taken->header.state);
     KILLPOINT("start: taken");
     store_state(self, taken, state);
     KILLPOINT("start: started");

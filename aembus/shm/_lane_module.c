@@ -38,6 +38,7 @@ static int add_layout(PyObject *module)
                  NUMBER(STATE_DEAD) || NUMBER(STATE_FORWARDED) || NUMBER(STATE_MASK) ||
                  NUMBER(STATE_ATTEMPT_SHIFT) || NUMBER(STATE_ATTEMPT_MAX) ||
                  NUMBER(STATE_FAILURE_SHIFT) || NUMBER(STATE_FAILURE_MAX) ||
+                 NUMBER(STATE_SPARED_SHIFT) || NUMBER(STATE_SPARED_MAX) ||
                  PyModule_AddObjectRef(module, "LAYOUT", numbers) < 0;
     Py_DECREF(numbers);
     return failed ? -1 : 0;

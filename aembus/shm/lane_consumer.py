@@ -38,6 +38,7 @@ COUNT_MASK: Final = 0xFFFF_FFFF
 COPY_UNITS: Final = 128  # at most so much is copied at once
 
 _STARTED_FIRST: Final = STATE_STARTED | 1 << STATE_ATTEMPT_SHIFT
+_SPARED: Final = layout.STATE_SPARED_MAX << layout.STATE_SPARED_SHIFT
 _HEADER_AND_REST: Final = RECORD_HEADER_BYTES + UNIT - 1
 _WHOLE_UNITS: Final = -UNIT
 _NO_RECORD: Final = bytes(RECORD_HEADER_BYTES)
@@ -364,7 +365,8 @@ class LaneConsumer:
         return failures
 
     def _store_state(self, record: Record, state: int, attempts: int, failures: int) -> None:
-        state |= attempts << STATE_ATTEMPT_SHIFT | failures << STATE_FAILURE_SHIFT
+        spared = record.header[4] & _SPARED
+        state |= attempts << STATE_ATTEMPT_SHIFT | failures << STATE_FAILURE_SHIFT | spared
         self._words[record.state_word] = state
         record.header = (*record.header[:4], state, *record.header[5:])
 

@@ -48,10 +48,10 @@ Record (64-byte aligned, header one cache line, then the payload)::
 
 ``state`` is written by the consumer alone after publication, always in one store::
 
-     63             36              8        0
-     +---------------+---------------+--------+
-     | failures      | attempts      | state  |
-     +---------------+---------------+--------+
+     63      56              32              8        0
+     +--------+---------------+---------------+--------+
+     | spared | failures      | attempts      | state  |
+     +--------+---------------+---------------+--------+
 
     NEW -> STARTED -> DONE, or DEAD (a dead letter), or FORWARDED (sent on to a sibling)
     STARTED -> HELD: its handler leaves it to others, who complete it; on from there as STARTED
@@ -59,7 +59,9 @@ Record (64-byte aligned, header one cache line, then the payload)::
 
 STARTED comes with one more attempt, FAILED with one more failure.  An attempt that was begun and
 neither failed nor finished was ended by a death: of a record that nobody has in hand, attempts -
-failures is the number of deaths.  A finished record has no counts.
+failures is the number of deaths.  Of these the supervisor has written down as ``spared``, at each
+death, those that do not count against a HELD job, since another handler was at work.  A finished
+record has no counts.
 
 A PAD record fills the ring's end when the next record does not fit there; it takes no sequence
 number.
@@ -73,7 +75,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
 INBOX_MAGIC: Final = 0x0A_E3_B0_5B_1B_0C_5A_01
 REGISTRY_MAGIC: Final = 0x0A_E3_B0_5B_1B_0C_5A_02
 
@@ -171,9 +173,11 @@ STATE_FORWARDED: Final = 7
 STATES_IN_HAND: Final = (STATE_STARTED, STATE_HELD)
 STATE_MASK: Final = 0xFF
 STATE_ATTEMPT_SHIFT: Final = 8
-STATE_ATTEMPT_MAX: Final = (1 << 28) - 1
-STATE_FAILURE_SHIFT: Final = 36
-STATE_FAILURE_MAX: Final = (1 << 28) - 1
+STATE_ATTEMPT_MAX: Final = (1 << 24) - 1
+STATE_FAILURE_SHIFT: Final = 32
+STATE_FAILURE_MAX: Final = (1 << 24) - 1
+STATE_SPARED_SHIFT: Final = 56
+STATE_SPARED_MAX: Final = (1 << 8) - 1
 
 # --- registry -----------------------------------------------------------------------------------
 GENERATION: Final = 64
@@ -213,6 +217,11 @@ def state_failures(state: int) -> int:
 def state_deaths(state: int) -> int:
     """Return how many deaths a record was in hand at that nobody has in hand, by its state word."""
     return max(state_attempts(state) - state_failures(state), 0)
+
+
+def state_spared(state: int) -> int:
+    """Return how many of these deaths do not count against a record, by its state word."""
+    return state >> STATE_SPARED_SHIFT & STATE_SPARED_MAX
 
 
 def cursor_count(cursor: int) -> int:
@@ -275,5 +284,6 @@ assert max(RESCUED_WAKEUPS, EXPIRED) < COUNTERS and SLEEPING // CACHE_LINE != FA
 assert LANE_HEAD // CACHE_LINE != LANE_TAIL // CACHE_LINE
 assert LANE_DROPPED // CACHE_LINE == LANE_TAIL // CACHE_LINE
 assert STATE_ATTEMPT_MAX << STATE_ATTEMPT_SHIFT < 1 << STATE_FAILURE_SHIFT
-assert STATE_FAILURE_MAX << STATE_FAILURE_SHIFT < 1 << 64
+assert STATE_FAILURE_MAX << STATE_FAILURE_SHIFT < 1 << STATE_SPARED_SHIFT
+assert STATE_SPARED_MAX << STATE_SPARED_SHIFT < 1 << 64
 assert BELL_TICKET == BELL_KIND_MASK + 1

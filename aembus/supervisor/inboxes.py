@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from aembus.shm import layout
 from aembus.shm.doorbell import Ringer, create_bell, fence, unlink_bell
-from aembus.shm.in_hand import InHand, records_in_hand
+from aembus.shm.in_hand import InHand, records_in_hand, spare
 from aembus.shm.inbox import create_inbox, inbox_role
 from aembus.shm.lane import CorruptLane, LaneCounts
 from aembus.shm.lanes import LaneConsumer, Record
@@ -155,16 +155,24 @@ class Inboxes:
         """Return one of the owner's words, by its offset in the layout."""
         return int(self._inboxes[inbox_id].segment.words[offset // 8])
 
-    def in_hand(self, inbox_id: int) -> list[InHand]:
-        """Return what an inbox's owner has started and not finished, without disturbing it."""
+    def in_hand(self, inbox_id: int, *, held: bool = False) -> list[InHand]:
+        """Return what an inbox's owner has started and not finished, without disturbing it.
+
+        Args:
+            held: also what it holds.
+        """
         segment = self._inboxes[inbox_id].segment
         found = []
         for lane_class, producer, _ in self._counts(inbox_id):
             lane = layout.lane_index(self._slots, lane_class, producer)
             found += records_in_hand(
-                segment.memory, segment.words, self._slots, self._lane_bytes, lane
+                segment.memory, segment.words, self._slots, self._lane_bytes, lane, held=held
             )
         return found
+
+    def spare(self, inbox_id: int, job: InHand, most: int) -> None:
+        """Spare a held job the death of the inbox's owner; see shm.in_hand.spare."""
+        spare(self._inboxes[inbox_id].segment.words, job, most)
 
     def _counts(self, inbox_id: int) -> list[tuple[int, int, LaneCounts]]:
         segment = self._inboxes[inbox_id].segment

@@ -17,6 +17,7 @@ from aembus.errors import ControlError, RegistrationError, SlotsExhausted
 from aembus.options import RoutingOptions
 from aembus.routing import STATE_RUNNING
 from aembus.shm import layout
+from aembus.shm.in_hand import InHand
 
 KIND_SUPERVISOR: Final = "supervisor"
 KIND_WORKER: Final = "worker"
@@ -69,6 +70,7 @@ class Member:
     pending: dict[int, Registration] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
     keep_s: float = 0.0
+    in_hand_at_death: frozenset[InHand] = frozenset()  # of its last process
     sent_before: int = 0  # what the slot's lanes had carried before this member got it
 
     @property
