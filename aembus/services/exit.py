@@ -23,13 +23,14 @@ from aembus.errors import ProcessNotFound
 from aembus.routing import Target
 from aembus.sender import Job
 from aembus.services.base import Caller, HandOver, Host, Service, call
-from aembus.services.process_exit import (
+from aembus.shm import layout
+
+from .process_exit import (
     asked_exit_code,
     check_process,
     open_process,
     unasked_exit_code,
 )
-from aembus.shm import layout
 
 log = logging.getLogger("aembus")
 

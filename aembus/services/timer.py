@@ -23,10 +23,11 @@ from aembus.errors import AembusError
 from aembus.numbers_route import NumbersRoute
 from aembus.sender import FULL
 from aembus.services.base import Caller, HandOver, Host, Service, call, numbers_call
-from aembus.services.slip import SlipHistogram
-from aembus.services.timer_book import TICK_NS, Entry, TimerBook
-from aembus.services.wheel import TimingWheel
 from aembus.shm import layout
+
+from .slip import SlipHistogram
+from .timer_book import TICK_NS, Entry, TimerBook
+from .wheel import TimingWheel
 
 log = logging.getLogger("aembus")
 

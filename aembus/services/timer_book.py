@@ -12,7 +12,8 @@ from dataclasses import astuple, dataclass
 from typing import Any, Final
 
 from aembus.services.base import Caller
-from aembus.services.wheel import GENERATION_BITS, TimingWheel, next_id, timer_id
+
+from .wheel import GENERATION_BITS, TimingWheel, next_id, timer_id
 
 TICK_NS: Final = 1_000_000
 

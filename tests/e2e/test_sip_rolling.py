@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from aembus.control import ControlClient
 from tests.support.running import adds_up, sip_responder, statistics, until, workers
+from tests.support.sip_load import finished, open_now
 from tests.support.sipp import Sipp
 
 pytestmark = [
@@ -20,20 +19,6 @@ pytestmark = [
 RATE = 200  # calls a second
 LENGTH_MS = 1000  # of each, once it is answered
 RING_S = "0.2"
-
-
-def open_now(bus: str) -> dict[str, int]:
-    """Return how many timers, connections and calls there are."""
-    now = statistics(bus)
-    services: dict[str, Any] = {service["name"]: service for service in now["services"]}
-    counters: Counter[str] = Counter()
-    for member in now["members"]:
-        counters.update(member["counters"])
-    return {
-        "timers": services["timer"]["running"],
-        "connections": services["tcp"]["connections"],
-        "calls": counters["calls"] - counters["calls_ended"],
-    }
 
 
 @pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])
@@ -70,11 +55,3 @@ def test_sipp_while_workers_are_rolled(
     assert all(min(switch.values()) > 0 for switch in switches), switches
     assert adds_up(now["totals"])
     assert now["supervisor"]["dead_letters"] == 0
-
-
-def finished(bus: str, calls: int) -> bool:
-    """Say whether the last call has begun: what is switched then is not under load."""
-    counters: Counter[str] = Counter()
-    for member in statistics(bus)["members"]:
-        counters.update(member["counters"])
-    return counters["calls"] >= calls
