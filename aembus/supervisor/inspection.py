@@ -39,6 +39,9 @@ def bus_statistics(
                     "options": event.options.to_document(),
                 }
             )
+    loaded = services.statistics()
+    for name in (name for service in loaded for name in service["points"]):
+        points.setdefault(name, {"name": name, "events": []})
     return {
         "bus": bus,
         "supervisor": {
@@ -52,7 +55,7 @@ def bus_statistics(
         },
         "members": [_member_statistics(member, inboxes) for member in members],
         "points": sorted(points.values(), key=lambda p: str(p["name"])),
-        "services": services.statistics(),
+        "services": loaded,
         "totals": dataclasses.asdict(inboxes.all_totals()),
     }
 

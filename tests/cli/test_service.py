@@ -55,9 +55,11 @@ def test_a_service_is_loaded_upgraded_rolled_back_and_unloaded(
 
 
 def test_the_list_is_a_table_or_json(
-    bus: Tallies, run: Callable[..., tuple[int, str, str]]
+    bus: Tallies,
+    run: Callable[..., tuple[int, str, str]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """With version, state, users, calls and the service's own counts."""
+    """With version, state, users, calls and own counts; `aembus stats` has the points too."""
     with aembus.connect(bus.bus_name) as member:
         member.service("tally").add(3)
         code, said, _ = run("list")
@@ -68,6 +70,8 @@ def test_the_list_is_a_table_or_json(
         (found,) = json.loads(run("list", "--json")[1])
         assert (found["users"], found["points"]) == ([member.member_name], ["tally.changed"])
         assert found["figures"] == {"total": 3, "is_running": 1}
+        assert main(["stats", "--bus", bus.bus_name]) == 0
+        assert "tally.changed  0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
