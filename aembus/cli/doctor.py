@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import platform
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Final
 from aembus.cli import buses
 from aembus.cli.text import size, table
 from aembus.cli.usage import Commands, add_command, add_json, version
-from aembus.errors import OpenError
+from aembus.errors import OpenError, SupervisorError
 from aembus.shm import layout, names
 
 OK: Final = "ok"
@@ -25,6 +26,7 @@ WARN: Final = "warn"
 FAIL: Final = "fail"
 
 PYTHON_MIN: Final = (3, 11)
+DESCRIPTORS_MIN: Final = 4096
 MEMBERS_MIN: Final = 2  # the supervisor and one more
 DEPENDENCIES: Final = {"posix-ipc": "posix_ipc", "msgpack": "msgpack", "psutil": "psutil"}
 
@@ -73,6 +75,8 @@ def examine() -> Iterator[Finding]:
     yield _memory_model(platform.machine())
     yield _aembus()
     yield from map(_dependency, DEPENDENCIES)
+    yield _event_loop()
+    yield _descriptors()
     yield _pidfd()
     yield _shared_memory()
     yield _stale()
@@ -123,6 +127,26 @@ def _dependency(name: str) -> Finding:
         return Finding(OK, name, metadata.version(name))
     except ImportError as error:  # metadata.PackageNotFoundError is one
         return Finding(FAIL, name, f"{error}: pip install {name}")
+
+
+def _event_loop() -> Finding:
+    from aembus.supervisor import event_loop
+
+    try:
+        chosen = event_loop.chosen_loop()
+    except SupervisorError as error:
+        return Finding(FAIL, "event loop", str(error))
+    if chosen == event_loop.UVLOOP:
+        return Finding(OK, "event loop", f"uvloop {metadata.version('uvloop')}")
+    return Finding(OK, "event loop", "asyncio's own; uvloop is used where it is installed")
+
+
+def _descriptors() -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = f"up to {hard} in a process; each TCP connection takes one"
+    if hard < DESCRIPTORS_MIN:
+        return Finding(WARN, "descriptors", f"{text}; raise the hard limit: ulimit -Hn, nofile")
+    return Finding(OK, "descriptors", text)
 
 
 def _pidfd() -> Finding:

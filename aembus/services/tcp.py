@@ -67,7 +67,7 @@ class TcpService(Service):
             if listener.options != options:
                 raise ServiceError(
                     "another listener has this address, with other options, "
-                    f"address={address!r}, wanted={options}, has={listener.options}"
+                    f"address={address!r}, {options.difference(listener.options)}"
                 )
             return listener.address
         bound_with = self._find_parts(address, options, server_side=True)

@@ -20,7 +20,7 @@ from .tcp_failure import Failure
 from .tcp_opening import Entrance, Opening
 from .tcp_stream import Stream
 
-log = logging.getLogger("aembus")
+log = logging.getLogger("aembus")  # what a peer can cause is told as INFO only: it may do so often
 
 NS: Final = 1_000_000_000
 LAST_ANSWERS_S: Final = 0.2  # for answers to what came right before the end
@@ -195,7 +195,7 @@ class Connection:
             self._keeper.count("unrouted")
 
     def _fail_framing(self, reason: str, answer: bytes) -> None:
-        log.warning("connection %d is closed: %s", self.id, reason)
+        log.info("connection %d is closed: %s", self.id, reason)
         self._keeper.count("framing_errors")
         self.stream.pause()
         if answer:
@@ -243,7 +243,7 @@ class Connection:
         stream = self.stream
         stream.flush()
         if stream.unsent_bytes > self.origin.options.unsent_bytes_max:
-            log.warning(
+            log.info(
                 "connection %d is closed: it does not read, unsent=%d, max=%d",
                 self.id,
                 stream.unsent_bytes,

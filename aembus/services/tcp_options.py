@@ -6,7 +6,7 @@ worker asks for the same address.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 from aembus.errors import ServiceError
@@ -53,6 +53,13 @@ class Options:
                 "connections_per_address_max must be at least 1, or None for no limit, "
                 f"connections_per_address_max={limit}"
             )
+
+    def difference(self, there: Options) -> str:
+        """Return which of these are not as those of a listener that is there already."""
+        names = [f.name for f in fields(self) if getattr(self, f.name) != getattr(there, f.name)]
+        return ", ".join(
+            f"{name}={getattr(self, name)!r} (there: {getattr(there, name)!r})" for name in names
+        )
 
     def check_message_fits(self, bytes_max: int) -> None:
         """Raise ServiceError if a message may become longer than what fits into a job."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -18,6 +17,7 @@ from typing import Final, Self, final
 from aembus.control import error_from_frame
 from aembus.errors import SupervisorError
 from aembus.shm import layout
+from aembus.supervisor import event_loop
 from aembus.supervisor.configuration import Configuration, WorkerSpec
 from aembus.supervisor.core import Summary, run_supervisor
 
@@ -81,13 +81,17 @@ class Supervisor:
     def run(self, on_ready: Callable[[], None] = lambda: None) -> Summary:
         """Run the bus in this process until SIGINT, SIGTERM or a stop request.
 
+        It runs in an event loop of uvloop's where that is installed (AEMBUS_LOOP=asyncio|uvloop
+        says otherwise), and raises the process's soft limit of descriptors to the hard one.
+
         Args:
             on_ready: called when every worker has come up.
 
         Returns what it came to.  Raises: BusAlreadyRunning, OutOfSharedMemory, ServiceLoadError,
         SupervisorError if a worker never came up; nothing is left behind in any case.
         """
-        return asyncio.run(run_supervisor(self._configuration, on_ready))
+        event_loop.raise_descriptor_limit()
+        return event_loop.run(run_supervisor(self._configuration, on_ready))
 
     @property
     def pid(self) -> int:
@@ -163,7 +167,8 @@ def run_child() -> int:
                 os.write(sys.stdout.fileno(), (line + "\n").encode())
 
     try:
-        asyncio.run(run_supervisor(configuration, lambda: say(READY_LINE)))
+        event_loop.raise_descriptor_limit()
+        event_loop.run(run_supervisor(configuration, lambda: say(READY_LINE)))
     except Exception as error:
         if said.is_set():
             log.error("%s: %s", type(error).__name__, error)

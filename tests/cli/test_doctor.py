@@ -12,7 +12,7 @@ from aembus.shm import layout
 
 MIB = 1 << 20
 NAMES = ["python", "platform", "memory model", "aembus", "posix-ipc", "msgpack", "psutil",
-         "pidfd", "/dev/shm", "stale names"]  # fmt: skip
+         "event loop", "descriptors", "pidfd", "/dev/shm", "stale names"]  # fmt: skip
 
 
 def test_this_machine_fits(capsys: pytest.CaptureFixture[str]) -> None:
