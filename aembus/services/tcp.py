@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
@@ -15,11 +16,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from aembus.errors import ServiceError
-from aembus.services.base import Caller, Host, Service, call
+from aembus.services.base import Caller, HandOver, Host, Service, call
 
 from .tcp_address import address_text, bind, host_of, peer_text
 from .tcp_client import ENVELOPE_BYTES, REDELIVER
 from .tcp_connection import NS, Connection, Origin
+from .tcp_hand_over import Given, Unpacker, pack
 from .tcp_limits import Deadlines
 from .tcp_listener import Listener, Parts, find_parts
 from .tcp_options import Options
@@ -51,6 +53,8 @@ class TcpService(Service):
         self._look: asyncio.TimerHandle | None = None
         self._look_ns = 0
         self._counts: dict[str, int] = {}
+        self._given: Given | None = None  # to another version of the service
+        self._has_before = False  # a version that may have kept what could not cross
         self._closing = False
         self._all_closed = asyncio.Event()
 
@@ -140,31 +144,57 @@ class TcpService(Service):
         return listener
 
     @call
-    def send(self, caller: Caller, connection: int, data: bytes) -> None:
-        """See TcpClient.send."""
+    def send(self, caller: Caller, connection: int, data: bytes) -> bool:
+        """See TcpClient.send.  Returns whether there is such a connection."""
         found = self._connections.get(connection)
-        if found is None:
-            self.count("unsent")
-        else:
+        if found is not None:
             found.send(data)
+            if self._given is not None:
+                found.flush()  # nobody lets this version work any more
+            return True
+        if self._ask_before("send", caller, connection, data):
+            return True
+        self.count("unsent")
+        return False
 
     @call
     def want_room(self, caller: Caller, connection: int) -> None:
         """See TcpClient.want_room."""
         if (found := self._connections.get(connection)) is not None:
             found.want_room()
+        else:
+            self._ask_before("want_room", caller, connection)
 
     @call
     def close(self, caller: Caller, connection: int) -> None:
         """See TcpClient.close."""
         if (found := self._connections.get(connection)) is not None:
             found.close()
+        else:
+            self._ask_before("close", caller, connection)
 
     @call
     def shut(self, caller: Caller, connection: int) -> None:
         """See TcpClient.close."""
         if (found := self._connections.get(connection)) is not None:
             found.shut()
+        else:
+            self._ask_before("shut", caller, connection)
+
+    @call
+    def serves(self, caller: Caller) -> bool:
+        """Say whether connections are open here that could not cross, or in a version before."""
+        return bool(self._connections or self._opening or self._ask_before("serves", caller))
+
+    def _ask_before(self, name: str, caller: Caller, *data: Any) -> Any:
+        """Make a call that may concern a connection which could not cross; None: nobody has it."""
+        if not self._has_before:
+            return None
+        try:
+            return self.host.ask_before(name, caller, *data)
+        except ServiceError:  # the version is not loaded any more
+            self._has_before = False
+            return None
 
     # --- the host asks --------------------------------------------------------------------------
 
@@ -222,8 +252,107 @@ class TcpService(Service):
         for connection in self._connections.values():
             connection.pause()
 
+    # --- passing the state on -------------------------------------------------------------------
+
+    def hand_over(self) -> HandOver:
+        """See Service.  What cannot cross stays, and is served through `Host.ask_before`."""
+        self.do_work(0)
+        crossing = [c for c in self._connections.values() if c.can_cross]
+        listeners = set(self._listeners.values())
+        for listener in listeners:
+            listener.stop()
+        for connection in crossing:
+            connection.stream.detach()
+        given = Given(self._listeners, crossing)
+        try:
+            handed = pack(self._listeners, crossing, self._counts)
+        except OSError as error:
+            self._take_back(given)
+            raise ServiceError(f"there are no descriptors for copies, error={error}") from error
+        for connection in crossing:
+            del self._connections[connection.id]
+            self._deadlines.forget(connection.id)
+            self._waiting.discard(connection.id)
+        self._listeners = {}
+        self._given = given
+        return handed
+
+    def _take_back(self, given: Given) -> None:
+        for connection in given.connections:
+            connection.stream.reattach()
+        self.on_registry_changed()
+
+    def resume(self, handed: HandOver) -> None:
+        """See Service."""
+        given, self._given = self._given, None
+        assert given is not None
+        self._listeners = given.listeners
+        for connection in given.connections:
+            self._connections[connection.id] = connection
+            connection.go_on()
+        self._take_back(given)
+
+    def drain(self) -> None:
+        """See Service.  What was given away is the other version's now: our copies may go."""
+        if self._given is not None:
+            for listener in set(self._given.listeners.values()):
+                listener.socket.close()
+            for connection in self._given.connections:
+                connection.stream.release()
+            self._given.listeners.clear()
+            self._given.connections.clear()
+
+    @property
+    def in_use(self) -> bool:
+        """See Service: whether connections that could not cross are open, here or before."""
+        if self._given is None:
+            return False
+        return self.serves(Caller(0, 0))
+
+    async def take_over(self, handed: HandOver) -> None:
+        """See Service."""
+        unpacker = Unpacker(handed)
+        try:
+            self._unpack(unpacker, handed.data)
+        except BaseException:
+            for listener in self._listeners.values():
+                listener.stop()
+            for connection in self._connections.values():
+                connection.stream.detach()
+            if self._look is not None:
+                self._look.cancel()
+            unpacker.close()
+            raise
+
+    def _unpack(self, unpacker: Unpacker, data: dict[str, Any]) -> None:
+        self._has_before = True
+        self._counts = data["counts"]
+        unpacked = unpacker.unpack(self._listener_of, self._outgoing_of)
+        self._listeners = unpacked.names
+        for state, connected, origin in unpacked.connections:
+            number, peer, counted_as = state["number"], state["peer"], state["counted_as"]
+            if counted_as is not None:
+                origin.enter(counted_as)
+            self._connections[number] = Connection(
+                self, origin, number, connected, peer, counted_as, self._make_stream
+            )
+        for state, _, _ in unpacked.connections:
+            self._connections[state["number"]].restore(state)
+        self.on_registry_changed()
+
+    def _listener_of(self, options: Options, bound: socket.socket) -> Listener:
+        return Listener(self._loop, bound, find_parts(options, server_side=True), self)
+
+    def _outgoing_of(self, options: Options, address: str) -> Outgoing:
+        # It is open: no certificate is to be looked at any more.
+        plain = dataclasses.replace(options, tls=None)
+        return Outgoing(find_parts(plain, server_side=False), address)
+
+    # --- the end --------------------------------------------------------------------------------
+
     async def stop(self) -> None:
         """Let what was sent go out, for a bounded time, then close every connection."""
+        self.drain()
         self.do_work(0)
         for connection in list(self._connections.values()):
             connection.stream.close_when_sent(linger=False)
@@ -272,11 +401,13 @@ class TcpService(Service):
 
     def opened(self, connection: Connection) -> None:
         """See Keeper."""
-        if not self.host.has_events(connection.origin.options.point):
-            self._waiting.add(connection.id)
         opening = self._opening.get(connection.id)
         if opening is not None and not opening.done():
             opening.set_result(None)
+
+    def wait_for_events(self, connection: Connection) -> None:
+        """See Keeper."""
+        self._waiting.add(connection.id)
 
     def closed(self, connection: Connection) -> None:
         """See Keeper."""

@@ -55,6 +55,9 @@ class Keeper(Protocol):
     def opened(self, connection: Connection) -> None:
         """It is ready: header and handshake, where wanted, are over."""
 
+    def wait_for_events(self, connection: Connection) -> None:
+        """Let it read once somebody is registered at its point."""
+
     def closed(self, connection: Connection) -> None:
         """Know it no longer."""
 
@@ -139,6 +142,7 @@ class Connection:
             self.stream.resume()
         else:
             self.stream.pause()
+            self._keeper.wait_for_events(self)
         if options.idle_s_max is not None:
             self._look_at_due()
 
@@ -384,6 +388,48 @@ class Connection:
             self.stream.abort()  # the peer has not taken the end in time
         else:
             self.close()
+
+    # --- passing on -----------------------------------------------------------------------------
+
+    @property
+    def can_cross(self) -> bool:
+        """Whether another version of the service can go on with it."""
+        if self.stream.closed or not self.is_open or self.stream.tls is not None:
+            return False
+        return self._ending or unfinished(self._framer) is not None
+
+    def go_on(self) -> None:
+        """Nobody else has: look at its times again."""
+        self._look_at_due()
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs, as plain data."""
+        return {
+            "stream": self.stream.state(),
+            "unfinished": b"" if self._ending else unfinished(self._framer),
+            "held": self._held,
+            "ending": self._ending,
+            "closing": self._closing,
+            "room_wanted": self._room_wanted,
+            "times": [self._last_ns, self._begun_ns, self._end_ns, self._drained_ns],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where another version's connection stood still."""
+        self.is_open = True
+        if state["unfinished"]:
+            self._framer.feed(state["unfinished"])
+        self._held = state["held"]
+        self._ending, self._closing = state["ending"], state["closing"]
+        self._room_wanted = state["room_wanted"]
+        self._last_ns, self._begun_ns, self._end_ns, self._drained_ns = state["times"]
+        self.stream.restore(state["stream"])
+        if not (self._ending or self._host.congested(self.id)):
+            if self._host.has_events(self.origin.options.point):
+                self.resume()
+            else:
+                self._keeper.wait_for_events(self)
+        self._look_at_due()
 
 
 def unfinished(framer: Framer) -> bytes | None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 from .tcp_address import host_of
@@ -53,15 +54,16 @@ class Stream:
     """
 
     __slots__ = (
-        "_closing", "_error", "_lingering", "_loop", "_owner", "_reading", "_shutting", "_socket",
-        "_unsent", "_waiting", "closed", "deliver", "ended", "is_dirty", "tls", "unsent_bytes",
+        "_closing", "_error", "_lingering", "_loop", "_owner", "_reading", "_shutting",
+        "_unsent", "_waiting", "closed", "deliver", "ended", "is_dirty", "socket", "tls",
+        "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, connected: socket.socket, owner: StreamOwner
     ) -> None:
         self._loop = loop
-        self._socket = connected
+        self.socket = connected
         self._owner = owner
         self.deliver = owner.on_bytes  # who takes the bytes: not always the framer's side
         self.tls: TlsFilter | None = None
@@ -92,7 +94,7 @@ class Stream:
     def peer_host(self) -> str:
         """Return the host that is at the other end of the socket itself, "" if there is none."""
         try:
-            return host_of(self._socket.getpeername())
+            return host_of(self.socket.getpeername())
         except OSError:
             return ""
 
@@ -100,17 +102,17 @@ class Stream:
         """Read, and tell the owner."""
         if not (self._reading or self.ended or self._closing or self.closed):
             self._reading = True
-            self._loop.add_reader(self._socket.fileno(), self._on_readable)
+            self._loop.add_reader(self.socket.fileno(), self._on_readable)
 
     def pause(self) -> None:
         """Leave what comes to the kernel, whose buffers make the peer wait."""
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_reader(self.socket.fileno())
 
     def _on_readable(self) -> None:
         try:
-            data = self._socket.recv(READ_BYTES)
+            data = self.socket.recv(READ_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -149,7 +151,7 @@ class Stream:
         if unsent:
             data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
             try:
-                sent = self._socket.send(data)
+                sent = self.socket.send(data)
             except (BlockingIOError, InterruptedError):
                 sent = 0
             except OSError as error:
@@ -169,9 +171,9 @@ class Stream:
         if waiting != self._waiting:
             self._waiting = waiting
             if waiting:
-                self._loop.add_writer(self._socket.fileno(), self._on_writable)
+                self._loop.add_writer(self.socket.fileno(), self._on_writable)
             else:
-                self._loop.remove_writer(self._socket.fileno())
+                self._loop.remove_writer(self.socket.fileno())
 
     def _on_writable(self) -> None:
         self._send()
@@ -183,13 +185,13 @@ class Stream:
             self._lose(None)
             return
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
+            self.socket.shutdown(socket.SHUT_WR)
         if self._closing:
-            self._loop.add_reader(self._socket.fileno(), self._on_left_over)
+            self._loop.add_reader(self.socket.fileno(), self._on_left_over)
 
     def _on_left_over(self) -> None:
         try:
-            if self._socket.recv(READ_BYTES):
+            if self.socket.recv(READ_BYTES):
                 return
         except (BlockingIOError, InterruptedError):
             return
@@ -238,14 +240,40 @@ class Stream:
         self.closed = True
         self._error = error
         self._reading = self._waiting = False
-        self._loop.remove_reader(self._socket.fileno())
-        self._loop.remove_writer(self._socket.fileno())
-        self._socket.close()
+        self._loop.remove_reader(self.socket.fileno())
+        self._loop.remove_writer(self.socket.fileno())
+        self.socket.close()
         self._unsent.clear()
         self.unsent_bytes = 0
 
     # --- passing on -----------------------------------------------------------------------------
 
+    def detach(self) -> None:
+        """Stand still: neither read nor write, until `reattach`."""
+        self._loop.remove_reader(self.socket.fileno())
+        self._loop.remove_writer(self.socket.fileno())
+
+    def reattach(self) -> None:
+        """Go on as before `detach`."""
+        if self._reading:
+            self._loop.add_reader(self.socket.fileno(), self._on_readable)
+        if self._waiting:
+            self._loop.add_writer(self.socket.fileno(), self._on_writable)
+        elif self._closing:
+            self._all_sent()
+
+    def release(self) -> None:
+        """Close this copy of a detached socket, which says nothing to the peer."""
+        self.closed = True
+        self.socket.close()
+
     def state(self) -> list[Any]:
         """Return what `restore` needs beside the socket."""
         return [b"".join(self._unsent), self.ended, self._shutting, self._closing, self._lingering]
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Go on where another stream of the same socket stood still."""
+        unsent, self.ended, self._shutting, self._closing, self._lingering = state
+        if unsent:
+            self._unsent, self.unsent_bytes = [unsent], len(unsent)
+        self._send()
