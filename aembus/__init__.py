@@ -58,6 +58,7 @@ from aembus.stages import Timings as Timings
 
 if TYPE_CHECKING:
     from aembus.supervisor import DeadLetterBox as DeadLetterBox
+    from aembus.supervisor import ServiceSpec as ServiceSpec
     from aembus.supervisor import Supervisor as Supervisor
     from aembus.supervisor import WorkerSpec as WorkerSpec
 
@@ -108,6 +109,7 @@ __all__ = [
     "ServiceError",
     "ServiceLoadError",
     "ServiceNotFound",
+    "ServiceSpec",
     "SlotsExhausted",
     "Supervisor",
     "SupervisorError",
@@ -123,7 +125,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The supervisor brings asyncio along, which a worker or a client does not need.
-    if name in ("DeadLetterBox", "Supervisor", "WorkerSpec"):
+    if name in ("DeadLetterBox", "ServiceSpec", "Supervisor", "WorkerSpec"):
         from aembus import supervisor
 
         return getattr(supervisor, name)

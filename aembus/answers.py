@@ -88,11 +88,13 @@ class Answers:
     def failed(self, header: Sequence[int], failure: Failure, event: str = "") -> None:
         """Send back that a call failed."""
         texts = [_plain(text) for text in (*failure, event)]
-        try:
-            self._send(header, layout.FLAG_FAILED, encode(texts))
-        except JobTooLarge:
-            cut = (texts[0][:CUT], texts[1][:CUT], "", "")
-            self._send(header, layout.FLAG_FAILED, encode(cut))
+        cut = [texts[0][:CUT], texts[1][:CUT], "", ""]
+        for fewer in (texts, [*texts[:2], "", texts[3]], cut):
+            try:
+                self._send(header, layout.FLAG_FAILED, encode(fewer))
+            except JobTooLarge:
+                continue
+            return
 
     def returned(self, header: Sequence[int]) -> None:
         """Send back that nobody has begun the call, so that its caller calls somebody else."""

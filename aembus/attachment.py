@@ -100,7 +100,8 @@ class Attachment:
         if stop_asked:
             self._runner.stop()
 
-    def _handle_order(self, order: str) -> None:
+    def _handle_order(self, frame: dict[str, Any]) -> None:
+        order = frame["push"]
         if order == "stop":
             self._handle_stop()
         elif order == "suspend":

@@ -366,6 +366,10 @@ class Bus:
         """
         self._services.release(service)
 
+    def hosts_of(self, service: ServiceVersion) -> list[ServiceVersion]:
+        """Return a version of a service as each of its hosts has it (for service clients)."""
+        return self._services.hosts_of(service)
+
     def call_service(
         self, service: ServiceVersion, call: str, data: tuple[Any, ...], timeout: float = 5.0
     ) -> Any:

@@ -37,8 +37,8 @@ class Membership:
     Args:
         bus: the bus's name.
         wanted: what to ask for when joining: kind, name, keep_s.
-        on_order: called in the watcher thread with what the supervisor orders: "stop", and to a
-            worker "suspend", "resume" or "retire".
+        on_order: called in the watcher thread with what the supervisor pushes: "stop", to a
+            worker "suspend", "resume" and "retire", to a service host what it is to do.
         on_broken: called there, with the membership, when the supervisor is gone.
 
     broken: the supervisor is gone; `on_broken` was called, or is about to be.
@@ -52,7 +52,7 @@ class Membership:
         self,
         bus: str,
         wanted: dict[str, Any],
-        on_order: Callable[[str], None],
+        on_order: Callable[[dict[str, Any]], None],
         on_broken: Callable[[Membership], None],
     ) -> None:
         lanes.check()
@@ -128,7 +128,7 @@ class Membership:
         if push == "generation":
             self._pass_generation(frame["generation"])
         else:
-            self._on_order(push)
+            self._on_order(frame)
             self.on_push(frame)
 
     def _pass_generation(self, generation: int) -> None:

@@ -17,6 +17,7 @@ class LoadedService:
     """One loaded version of a service.
 
     version: as the class states it; ``1+2`` is the second load of version 1 in this run of the bus.
+    host: the name of the member that runs it: "supervisor", or a service host.
     number: how many loads there were on the bus, this one included.
     state: "running", or "draining": nobody new gets it, and it goes when its last user lets go.
     users: the names of the members that are bound to it.
@@ -30,6 +31,7 @@ class LoadedService:
 
     name: str
     version: str
+    host: str
     number: int
     state: str
     users: tuple[str, ...]

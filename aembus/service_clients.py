@@ -90,6 +90,13 @@ class ServiceClients:
                 del self._bound[key]
             self._membership().control.request("release", number=number)
 
+    def hosts_of(self, service: ServiceVersion) -> list[ServiceVersion]:
+        """See Bus.hosts_of."""
+        routing = self._membership().sender.refresh()
+        wanted = (service.name, service.version)
+        hosts = [other for other in routing.services if (other.name, other.version) == wanted]
+        return hosts or [service]  # it drains, and is shown to nobody new
+
     def call(
         self, service: ServiceVersion, call: str, data: tuple[Any, ...], timeout_s: float
     ) -> Any:

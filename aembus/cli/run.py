@@ -18,6 +18,7 @@ from aembus.errors import OpenError, SupervisorError
 from aembus.shm import layout, names
 
 if TYPE_CHECKING:
+    from aembus.supervisor import ServiceSpec
     from aembus.supervisor.core import Summary
 
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -34,6 +35,7 @@ what is queued is delivered, then a summary is printed."""
 _EXAMPLES = """
 aembus run myapp:main
 aembus run myapp.server:main --workers 4 --service timer --service tcp
+aembus run myapp.server:main --service tcp --hosts tcp=2
 aembus run myapp.server:main --bus switch -- --port 5080"""
 
 
@@ -74,6 +76,15 @@ def add(commands: Commands) -> None:
         metavar="S",
         help="a service to host: timer, tcp, an entry point's name, or module:Class; "
         "may be given several times",
+    )
+    parser.add_argument(
+        "--hosts",
+        action="append",
+        default=[],
+        type=_hosts,
+        metavar="S=N",
+        help="run the service S in N processes of its own, which are replaced like workers "
+        "(default: in the supervisor's)",
     )
     parser.add_argument(
         "--lane-bytes",
@@ -149,7 +160,7 @@ def execute(arguments: argparse.Namespace) -> int:
         )
         supervisor = Supervisor(
             bus,
-            services=arguments.services,
+            services=_services(arguments),
             workers=[worker],
             slots=arguments.slots,
             lane_bytes=arguments.lane_bytes,
@@ -200,6 +211,26 @@ def _print_summary(bus: str, state_directory: Path | None, summary: Summary) -> 
 def _put_first(directory: str) -> None:
     # What lies in the current directory can be run without being installed, as servers do it.
     sys.path[:] = [directory, *(path for path in sys.path if path not in ("", directory))]
+
+
+def _hosts(text: str) -> tuple[str, int]:
+    service, equals, number = text.rpartition("=")
+    if not (service and equals and number.isdecimal()):
+        raise argparse.ArgumentTypeError(f"want SERVICE=COUNT, for instance tcp=2, got={text!r}")
+    return service, int(number)
+
+
+def _services(arguments: argparse.Namespace) -> list[str | ServiceSpec]:
+    from aembus.supervisor import ServiceSpec
+
+    hosts: dict[str, int] = dict(arguments.hosts)
+    unknown = sorted(set(hosts) - set(arguments.services))
+    if unknown:
+        raise WrongUsage(
+            f"--hosts is for a service that --service names, service={unknown[0]!r}, "
+            f"services={arguments.services}"
+        )
+    return [ServiceSpec(name, hosts.get(name, 0)) for name in arguments.services]
 
 
 def _valid_name(text: str) -> str:

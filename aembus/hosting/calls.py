@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import itertools
 import logging
-import traceback
+import zlib
 from array import array
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
-from aembus.codec import decode, encode
-from aembus.errors import AembusError, JobTooLarge, ServiceNotFound
+from aembus.answers import Answers, failure_of
+from aembus.codec import decode
+from aembus.errors import AembusError, ServiceNotFound
 from aembus.hosting.hosted import Hosted
-from aembus.routing import Target
-from aembus.sender import FULL, Job, Sender
+from aembus.sender import Sender
 from aembus.services.base import Caller
 from aembus.shm import layout
 from aembus.shm.lanes import Record
@@ -28,6 +27,7 @@ log = logging.getLogger("aembus")
 
 KEPT_CALL_BYTES: Final = 512  # what a kept call takes beside its data
 KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
+ID_MAX: Final = 0xFFFF_FFFF
 
 
 class _Entry(NamedTuple):
@@ -41,25 +41,32 @@ class CallTable:
 
     Args:
         sender: this process's, for the answers.
-        answer_bytes_max: how long an answer may be, encoded.
     """
 
-    def __init__(self, sender: Sender, answer_bytes_max: int) -> None:
-        self._sender = sender
-        self._answer_bytes_max = answer_bytes_max
+    def __init__(self, sender: Sender) -> None:
+        self._answers = Answers(sender, waits=False)
         self._entries: dict[int, _Entry] = {}
-        self._ids = itertools.count(1)
         self._answering: set[asyncio.Future[None]] = set()
         self.calls = 0
         self.failures = 0
 
     def add(self, hosted: Hosted) -> dict[str, int]:
-        """Give ids to the calls of a version, and return them by name."""
+        """Give ids to the calls of a version, and return them by name.
+
+        They depend on names alone, so that calls which wait for a host that has died are those of
+        its next process.
+        """
         ids = {}
         for name in hosted.service.calls():
-            ids[name] = next(self._ids)
+            ids[name] = self._free_id(f"{hosted.name} {hosted.label} {name}")
             self._entries[ids[name]] = _Entry(hosted, name, getattr(hosted.service, name))
         return ids
+
+    def _free_id(self, text: str) -> int:
+        number = zlib.crc32(text.encode())
+        while not number or number in self._entries:
+            number = (number + 1) & ID_MAX
+        return number
 
     def redirect(self, old: Hosted, new: Hosted) -> None:
         """Let all ids that reach `old` reach `new`, which has the same calls, and maybe more."""
@@ -155,46 +162,16 @@ class CallTable:
             hosted.answering -= 1
 
     def _answer(self, record: Record, result: Any) -> None:
-        if not record.flags & layout.FLAG_WANTS_REPLY:
-            return
-        try:
-            payload = encode((result,))
-        except Exception as error:  # what cannot be sent is refused, like what was not made
-            self._refuse(record, error)
-            return
-        if len(payload) > self._answer_bytes_max:
-            size = len(payload)
-            self._refuse(
-                record,
-                JobTooLarge(
-                    "the answer is larger than half a lane; return less, or give the supervisor "
-                    f"larger lanes (lane_bytes), {size=}, max={self._answer_bytes_max}"
-                ),
-            )
-            return
-        self._reply(record, 0, payload)
+        self._answers.result(record.header, result, "")
 
     def _refuse(self, record: Record, error: Exception) -> None:
         self.failures += 1
         if not isinstance(error, AembusError | ValueError):
             log.error("service call %d failed", record.event_id, exc_info=error)
         if record.flags & layout.FLAG_WANTS_REPLY:
-            # With small lanes there may be no room for all of it; its end says most.
-            room = self._answer_bytes_max // 2
-            trace = "".join(traceback.format_exception(error))[-room // 2 :]
-            text = str(error)[:room]
-            self._reply(record, layout.FLAG_FAILED, encode((type(error).__name__, text, trace)))
+            self._answers.failed(record.header, failure_of(error))
         else:
             log.error("one-way service call %d failed: %s", record.event_id, error)
-
-    def _reply(self, record: Record, flags: int, payload: bytes) -> None:
-        job = Job(payload, kind=layout.KIND_REPLY, flags=flags, reply_id=record.reply_id)
-        target = Target(record.origin_slot, 0, layout.CLASS_REPLY)
-        try:
-            if self._sender.try_send(target, job) == FULL:
-                log.error("slot %d does not take its replies; one is dropped", target.slot)
-        except AembusError as error:  # the turn goes on: the others must not wait for this one
-            log.error("slot %d cannot get its replies; one is dropped: %s", target.slot, error)
 
 
 def _no_such(call_id: int, slot: int) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aembus.errors import ServiceError
@@ -24,6 +24,8 @@ log = logging.getLogger("aembus")
 
 STATE_RUNNING: Final = "running"
 STATE_DRAINING: Final = "draining"
+NUMBER_BITS: Final = 40
+HOST_SUPERVISOR: Final = "supervisor"
 WORK_AGAIN_NS: Final = 1_000_000_000  # after a do_work() that raised
 
 
@@ -33,11 +35,17 @@ class Surroundings:
 
     job_bytes_max: how long the encoded data of one job may be.
     schedule_turn: has the host take a turn soon.
+    keep: keeps something for the next process of this host, by the service's name.
+    kept: what the last one asked to keep.
+    is_supervisor: this is the supervisor's process.
     """
 
     outgoing: Outgoing
     job_bytes_max: int
     schedule_turn: Callable[[], None]
+    keep: Callable[[str, Any], None] = lambda name, data: None
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    is_supervisor: bool = True
 
 
 class Hosted:
@@ -149,6 +157,7 @@ class Hosted:
         return {
             **(self.ask("statistics") or {}),
             "name": self.name,
+            "host": HOST_SUPERVISOR,
             "version": self.label,
             "number": self.number,
             "state": self.state,
@@ -173,6 +182,11 @@ class VersionHost:
     def job_bytes_max(self) -> int:
         """See Host."""
         return self._surroundings.job_bytes_max
+
+    @property
+    def is_supervisor(self) -> bool:
+        """See Host."""
+        return self._surroundings.is_supervisor
 
     def now_ns(self) -> int:
         """See Host."""
@@ -218,6 +232,15 @@ class VersionHost:
     def forget_source(self, source: int) -> None:
         """See Host."""
         self._outgoing.forget_source(source)
+
+    def keep(self, data: Any) -> None:
+        """See Host."""
+        self._surroundings.keep(self._hosted.name, data)
+
+    @property
+    def kept(self) -> Any:
+        """See Host."""
+        return self._surroundings.kept.get(self._hosted.name)
 
     def work_is_due(self, service: Service) -> None:
         """See Host."""

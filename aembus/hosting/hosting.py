@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from aembus.codec import decode
@@ -18,7 +19,7 @@ from aembus.hosting.hosted import Surroundings
 from aembus.hosting.outgoing import Outgoing, Parked
 from aembus.hosting.turns import Turns
 from aembus.hosting.versions import Versions
-from aembus.routing import Target
+from aembus.routing import SUPERVISOR_SLOT, Target
 from aembus.sender import Job, Sender
 from aembus.services.base import Caller
 from aembus.shm.inbox import Inbox
@@ -35,16 +36,32 @@ class Hosting:
         slot: of the member that this process is.
         on_lost: keeps a job that has nowhere to go, and why: its destination has gone, or no
             lane there can be opened.
+        keep, kept: see Surroundings.
+        first_source: see Outgoing.
     """
 
     def __init__(
-        self, inbox: Inbox, sender: Sender, slot: int, on_lost: Callable[[Parked, str], None]
+        self,
+        inbox: Inbox,
+        sender: Sender,
+        slot: int,
+        on_lost: Callable[[Parked, str], None],
+        keep: Callable[[str, Any], None] = lambda name, data: None,
+        kept: Mapping[str, Any] = MappingProxyType({}),
+        first_source: int = 1,
     ) -> None:
         self._inbox = inbox
-        self._table = CallTable(sender, inbox.payload_bytes_max)
-        self._outgoing = Outgoing(sender, on_lost)
+        self._table = CallTable(sender)
+        self._outgoing = Outgoing(sender, on_lost, first_source)
         self._turns = Turns(inbox, sender, self)
-        surroundings = Surroundings(self._outgoing, inbox.payload_bytes_max, self._turns.schedule)
+        surroundings = Surroundings(
+            self._outgoing,
+            inbox.payload_bytes_max,
+            self._turns.schedule,
+            keep,
+            kept,
+            is_supervisor=slot == SUPERVISOR_SLOT,
+        )
         self.versions = Versions(surroundings, self._table, inbox, slot)
 
     def start(self, descriptor: int) -> None:

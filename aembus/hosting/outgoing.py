@@ -48,14 +48,17 @@ class Outgoing:
         sender: this process's.
         on_lost: keeps a job that has nowhere to go, and why: its destination has gone, or no
             lane there can be opened.
+        first_source: the number of the first source; the others follow.
     """
 
-    def __init__(self, sender: Sender, on_lost: Callable[[Parked, str], None]) -> None:
+    def __init__(
+        self, sender: Sender, on_lost: Callable[[Parked, str], None], first_source: int
+    ) -> None:
         self._sender = sender
         self._on_lost = on_lost
         self._parking = Parking(PARKED_BYTES_MAX)
         self._routes: dict[str, Route] = {}
-        self._sources = itertools.count(1)
+        self._sources = itertools.count(first_source)
 
     def new_source(self) -> int:
         """See Host."""

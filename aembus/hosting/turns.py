@@ -168,8 +168,9 @@ class Turns:
 
     def stop(self) -> None:
         """Take no more calls."""
-        assert self._loop is not None
         self._stopped = True
+        if self._loop is None:  # not begun yet
+            return
         self._loop.remove_reader(self._descriptor)
         for handle in (self._wake, self._bound):
             if handle is not None:

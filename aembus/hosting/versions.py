@@ -33,7 +33,7 @@ import msgpack
 from aembus.errors import ServiceError, ServiceLoadError, ServiceNotFound
 from aembus.hosting.calls import CallTable
 from aembus.hosting.code import ServiceCode, load_code
-from aembus.hosting.hosted import STATE_DRAINING, STATE_RUNNING, Hosted, Surroundings
+from aembus.hosting.hosted import NUMBER_BITS, STATE_DRAINING, STATE_RUNNING, Hosted, Surroundings
 from aembus.routing import ServiceVersion
 from aembus.services.base import HandOver
 from aembus.shm.inbox import Inbox
@@ -82,7 +82,7 @@ class Versions:
         self._inbox = inbox
         self._slot = slot
         self._loaded: list[Hosted] = []
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count((slot << NUMBER_BITS) + 1)  # no other host's
         self._loads: Counter[tuple[str, str]] = Counter()
         self._codes: list[ServiceCode] = []
         self._changing = asyncio.Lock()

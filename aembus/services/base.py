@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, TypeVar
 
 from aembus.codec import encode, key_hash
 from aembus.errors import ServiceError
@@ -39,6 +39,8 @@ from aembus.sender import Job
 
 if TYPE_CHECKING:
     from aembus.bus import Bus
+
+SLOT_SHIFT: Final = 48
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -91,11 +93,19 @@ class Host(Protocol):
     def job_bytes_max(self) -> int:
         """How long the encoded data of one job may be."""
 
+    @property
+    def is_supervisor(self) -> bool:
+        """Whether this is the supervisor's own process: nowhere else is `on_request_lost` asked
+        before a job is delivered again."""
+
     def now_ns(self) -> int:
         """Return CLOCK_MONOTONIC in nanoseconds."""
 
     def new_source(self) -> int:
-        """Return a number for `activate` that no other source of this host has, or has had."""
+        """Return a number for `activate` that no other source on this bus has, or has had.
+
+        Above SLOT_SHIFT it is the host's slot.
+        """
 
     def wall_ns(self) -> int:
         """Return the wall clock, in nanoseconds since the epoch; it may be set at any time."""
@@ -138,6 +148,20 @@ class Host(Protocol):
     def forget_source(self, source: int) -> None:
         """A source is gone; what it sent stays parked."""
 
+    def keep(self, data: Any) -> None:
+        """Have something kept for the next process of this host, in place of what was before.
+
+        Args:
+            data: plain data, as msgpack takes it; small.
+
+        A service host that dies is replaced, and `kept` is what its services find then.  In the
+        supervisor nothing is kept: nobody takes its place.
+        """
+
+    @property
+    def kept(self) -> Any:
+        """What the last process of this host asked to keep; None if there was none."""
+
     def work_is_due(self, service: Service) -> None:
         """Say that `next_due_ns` of the service may have become earlier."""
 
@@ -153,12 +177,15 @@ class Service:
 
     name, version: 1 to 40 letters, digits, '-', '_', in a version also '.'.
     points: the activation points that it may activate, for the statistics.
+    hosts_max: how many service hosts may run it side by side.  More than one only if its client
+        finds the right one for what it is about.
     client: ``module:Class`` of what `Bus.service` returns; None for one method a call.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
     points: ClassVar[tuple[str, ...]] = ()
+    hosts_max: ClassVar[int] = 1
     client: ClassVar[str | None] = None
 
     def __init__(self, host: Host) -> None:
@@ -214,7 +241,8 @@ class Service:
             point, data: of the activation.
             given_up: it will not be delivered again, whatever this returns.
 
-        Returns True if the service has seen to it: the job is not delivered again then.
+        Returns True if the service has seen to it: the job is not delivered again then.  In a
+        service host only what is given up is told.
         """
         return False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import dataclasses
 import logging
 import os
 import socket
@@ -39,6 +40,7 @@ class TcpService(Service):
 
     name = "tcp"
     version = "1"
+    hosts_max = 64  # a connection's number says which host has it
     client = "aembus.services.tcp_client:TcpClient"
 
     def __init__(self, host: Host) -> None:
@@ -58,6 +60,14 @@ class TcpService(Service):
         self._closing = False
         self._all_closed = asyncio.Event()
 
+    async def start(self) -> None:
+        """Listen where the last process of this host did."""
+        for known_as, address, given in self.host.kept or ():
+            try:
+                self._listen(known_as, address, given)
+            except (OSError, ServiceError) as error:
+                log.error("nobody listens at %s any more: %s", address, error)
+
     # --- calls ----------------------------------------------------------------------------------
 
     @call
@@ -74,12 +84,33 @@ class TcpService(Service):
                     f"address={address!r}, {options.difference(listener.options)}"
                 )
             return listener.address
+        listener = self._listen(known_as, address, given)
+        self._keep_listeners()
+        return listener.address
+
+    def _listen(self, known_as: str, address: str, given: dict[str, Any]) -> Listener:
+        options = Options(**given)
+        if options.on_worker_death != REDELIVER and not self.host.is_supervisor:
+            raise ServiceError(
+                "in a service host a message whose worker died is always delivered again; let the "
+                f"supervisor host tcp, or drop on_worker_death, address={address!r}"
+            )
         bound_with = self._find_parts(address, options, server_side=True)
         bound = bind(address, options.reuse_port, options.mode)
         listener = Listener(self._loop, bound, bound_with, self)
         self._listeners[known_as] = self._listeners[listener.address] = listener
         self.on_registry_changed()
-        return listener.address
+        return listener
+
+    def _keep_listeners(self) -> None:
+        asked: dict[Listener, str] = {}  # each is also known by its bound address, behind that
+        for known_as, listener in self._listeners.items():
+            asked.setdefault(listener, known_as)
+        listening = [
+            [known_as, listener.address, dataclasses.asdict(listener.options)]
+            for listener, known_as in asked.items()
+        ]
+        self.host.keep(listening)
 
     def _find_parts(self, address: str, options: Options, server_side: bool) -> Parts:
         if self._closing:
@@ -120,6 +151,7 @@ class TcpService(Service):
         listener = self._listener(address)
         for known_as in [known for known, other in self._listeners.items() if other is listener]:
             del self._listeners[known_as]
+        self._keep_listeners()
         listener.close()
         theirs = [c for c in self._connections.values() if c.origin is listener]
         due_ns = self.host.now_ns() + int(drain_s_max * NS)

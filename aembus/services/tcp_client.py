@@ -10,6 +10,7 @@ from typing import Final, TypedDict
 
 from aembus.bus import Bus
 from aembus.routing import ServiceVersion
+from aembus.services.base import SLOT_SHIFT
 
 REDELIVER: Final = "redeliver"
 CLOSE: Final = "close"
@@ -95,7 +96,8 @@ class TcpClient:
             proxy_protocol: each connection begins with a header of the PROXY protocol, version 2,
                 which says whose it is.  Only for who can be reached by its proxies alone.
             reuse_port: let other sockets of this user have the same port, if they say so too; the
-                kernel deals the connections out (SO_REUSEPORT, socket(7)).
+                kernel deals the connections out (SO_REUSEPORT, socket(7)).  Where tcp runs in
+                several service hosts they share a port so.
             mode: of a unix socket's file; None: 0o600.  A file that a dead server left is replaced.
             on_open: a point activated with (connection, peer's address).
             on_close: a point activated with (connection,).
@@ -137,8 +139,12 @@ class TcpClient:
             "on_room": on_room,
             "on_worker_death": _death_to_send(on_worker_death),
         }
-        result: str = self._bus.call_service(self._service, "listen", (address, options), timeout)
-        return result
+        hosts = self._bus.hosts_of(self._service)
+        if len(hosts) > 1:
+            options["reuse_port"] = True  # each has a socket of its own there
+        for host in hosts:
+            address = self._bus.call_service(host, "listen", (address, options), timeout)
+        return address
 
     def connect(
         self,
@@ -206,8 +212,8 @@ class TcpClient:
         Raises: CallFailed: nobody listens there.
         """
         data = (address, drain_s_max)
-        result: int = self._bus.call_service(self._service, "stop_listening", data, timeout)
-        return result
+        hosts = self._bus.hosts_of(self._service)
+        return sum(self._bus.call_service(h, "stop_listening", data, timeout) for h in hosts)
 
     def reload(self, address: str, *, timeout: float = 5.0) -> None:
         """Use the TLS files of a listener as they are now, for the connections to come.
@@ -215,7 +221,8 @@ class TcpClient:
         Raises: CallFailed: nobody listens there, or the files do not fit; it goes on with those
         that it had.
         """
-        self._bus.call_service(self._service, "reload", (address,), timeout)
+        for host in self._bus.hosts_of(self._service):
+            self._bus.call_service(host, "reload", (address,), timeout)
 
     def send(self, connection: int, data: bytes) -> None:
         """Send bytes down a connection; one that is closed already is left alone, and counted.
@@ -226,11 +233,11 @@ class TcpClient:
         """
         size_max = self._bus.job_bytes_max - ENVELOPE_BYTES
         if len(data) <= size_max:
-            self._bus.tell_service(self._service, "send", (connection, data))
+            self._bus.tell_service(self._host_of(connection), "send", (connection, data))
             return
         for begin in range(0, len(data), size_max):
             piece = data[begin : begin + size_max]
-            self._bus.tell_service(self._service, "send", (connection, piece))
+            self._bus.tell_service(self._host_of(connection), "send", (connection, piece))
 
     def want_room(self, connection: int) -> None:
         """Ask for one activation of `on_room`: at most half of `unsent_bytes_max` is unsent then.
@@ -238,7 +245,7 @@ class TcpClient:
         It comes at once if so little is unsent now.  Who has much to send sends a piece of at most
         that size, asks, and sends the next piece when it is told.
         """
-        self._bus.tell_service(self._service, "want_room", (connection,))
+        self._bus.tell_service(self._host_of(connection), "want_room", (connection,))
 
     def close(self, connection: int, how: str = "both") -> None:
         """Close a connection after what was sent before has gone out.
@@ -252,7 +259,14 @@ class TcpClient:
         """
         if how not in CLOSE_CALLS:
             raise ValueError(f"how is 'both' or 'write', how={how!r}")
-        self._bus.tell_service(self._service, CLOSE_CALLS[how], (connection,))
+        self._bus.tell_service(self._host_of(connection), CLOSE_CALLS[how], (connection,))
+
+    def _host_of(self, connection: int) -> ServiceVersion:
+        slot = connection >> SLOT_SHIFT
+        if slot == self._service.slot:
+            return self._service
+        hosts = self._bus.hosts_of(self._service)
+        return next((host for host in hosts if host.slot == slot), self._service)
 
 
 def _death_to_send(wanted: str | bytes | Callable[[bytes], bytes]) -> str | bytes:

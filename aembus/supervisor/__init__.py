@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aembus.supervisor.configuration import ServiceSpec as ServiceSpec
 from aembus.supervisor.configuration import WorkerSpec as WorkerSpec
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from aembus.shm import layout, names
 
 STOP_TIMEOUT_S_MAX: Final = 24 * 3600.0
 HANDLER_TIMEOUT_S_MIN: Final = 0.1
+HOSTS_MAX: Final = 64
+NAME_MAX: Final = 30  # of a service, in its hosts' names
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,42 @@ class WorkerSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceSpec:
+    """A service, and where it runs.
+
+    service: "timer", "tcp", an entry point's name, or ``module:Class``.
+    hosts: 0: in the supervisor's own process.  Else so many processes of their own, which are
+        replaced like workers and called ``<service>-host-1`` ...
+    """
+
+    service: str
+    hosts: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hosts <= HOSTS_MAX:
+            raise SupervisorError(
+                f"hosts must be 0 to {HOSTS_MAX}, service={self.service!r}, hosts={self.hosts}"
+            )
+
+    def processes(self) -> WorkerSpec:
+        """Return what to spawn for its hosts."""
+        name = re.sub(r"[^A-Za-z0-9_-]", "-", self.service.rpartition(":")[2])
+        return WorkerSpec(
+            f"{name[:NAME_MAX]}-host", "aembus.hosting.process:main", self.hosts, (self.service,)
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Configuration:
-    """Everything that a supervisor's process needs to know; see Supervisor for the meanings."""
+    """Everything that a supervisor's process needs to know; see Supervisor for the meanings.
+
+    hosts: the processes of service hosts; each one's argument is the service.
+    """
 
     bus: str
     workers: tuple[WorkerSpec, ...] = ()
     services: tuple[str, ...] = ()
+    hosts: tuple[WorkerSpec, ...] = ()
     slots: int = layout.SLOTS_DEFAULT
     lane_bytes: int = layout.LANE_BYTES_DEFAULT
     registry_bytes: int = layout.REGISTRY_HALF_BYTES_DEFAULT
@@ -80,7 +113,8 @@ class Configuration:
                 f"lane_bytes must be a power of two from {layout.LANE_BYTES_MIN} to "
                 f"{layout.LANE_BYTES_MAX}, lane_bytes={size}"
             )
-        workers = [name for spec in self.workers for name in spec.worker_names()]
+        processes = (*self.workers, *self.hosts)
+        workers = [name for spec in processes for name in spec.worker_names()]
         if len(set(workers)) != len(workers):
             raise SupervisorError(f"two workers would have the same name, names={workers}")
         if len(workers) >= self.slots:
@@ -97,10 +131,10 @@ class Configuration:
     def from_json(cls, text: str) -> Configuration:
         """Return the configuration that `to_json` wrote."""
         fields: dict[str, Any] = json.loads(text)
-        workers = [
-            WorkerSpec(**{**w, "arguments": tuple(w["arguments"])}) for w in fields["workers"]
-        ]
-        fields["workers"] = tuple(workers)
+        for kind in ("workers", "hosts"):
+            fields[kind] = tuple(
+                WorkerSpec(**{**w, "arguments": tuple(w["arguments"])}) for w in fields[kind]
+            )
         for name in ("services", "path"):
             fields[name] = tuple(fields[name])
         return cls(**fields)

@@ -13,12 +13,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from aembus.errors import SupervisorError
+from aembus.errors import AembusError, ServiceLoadError, SupervisorError
 from aembus.hosting.hosting import Hosting
 from aembus.routing import STATE_DEGRADED, STATE_RUNNING
 from aembus.sender import Sender
@@ -28,7 +28,7 @@ from aembus.shm.inbox import Inbox
 from aembus.shm.registry import RegistryReader, RegistryWriter
 from aembus.shm.segment import Segment
 from aembus.supervisor.blame import blame
-from aembus.supervisor.configuration import Configuration
+from aembus.supervisor.configuration import Configuration, WorkerSpec
 from aembus.supervisor.control import Connection, ControlServer
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.supervisor.departures import Departures
@@ -38,6 +38,7 @@ from aembus.supervisor.inspection import bus_statistics
 from aembus.supervisor.letter_file import default_directory
 from aembus.supervisor.members import (
     KIND_CLIENT,
+    KIND_HOST,
     KIND_SUPERVISOR,
     KIND_WORKER,
     STATE_STARTING,
@@ -52,6 +53,7 @@ from aembus.supervisor.publication import Publication
 from aembus.supervisor.replay import Replay
 from aembus.supervisor.requests import Requests
 from aembus.supervisor.restarts import GiveUp, Restart
+from aembus.supervisor.service_hosts import ServiceHosts
 from aembus.supervisor.services import Services
 from aembus.supervisor.spawn_host import SpawnHost
 from aembus.supervisor.watchdog import Watchdog
@@ -59,6 +61,8 @@ from aembus.supervisor.workers import Worker, Workers
 
 log = logging.getLogger("aembus")
 
+WORKER_MODULE: Final = "aembus.worker"
+HOST_MODULE: Final = "aembus.hosting.process"
 CLOCK_CHECK_S: Final = 0.5
 CLOCK_STEP_NS: Final = 50_000_000
 ABORT_S: Final = 0.4  # between SIGABRT (which dumps the stack) and SIGKILL
@@ -98,7 +102,7 @@ class SupervisorProcess:
         self._started_at = time.monotonic()
         self._stop_reason = ""
         self._stop_event = asyncio.Event()
-        self._failure: SupervisorError | None = None
+        self._failure: AembusError | None = None
         self._signalled_at = 0.0
         self._ready = False
         self._dismissed = False  # the workers were told to stop
@@ -176,9 +180,17 @@ class SupervisorProcess:
         )
         hosting = Hosting(inbox, sender, me.slot, self._departures.keep_parked)
         self._hosting = self._departures.hosting = hosting
-        services = self._services = Services(hosting, self._members, self._publication)
+        self._host_processes = self._spawner(self._configuration.hosts, HOST_MODULE)
+        hosts = self._hosts = ServiceHosts(
+            self._members,
+            self._inboxes,
+            self._publication,
+            self._host_processes,
+            self._departures.keep_unsent,
+        )
+        services = self._services = Services(hosting, hosts, self._members, self._publication)
         self._departures.on_process_gone = services.on_member_gone
-        self._requests = Requests(self._members, self._inboxes, self._departures, hosting)
+        self._requests = Requests(self._members, self._inboxes, self._departures, hosting, hosts)
         self._departures.on_given_up = self._requests.on_given_up
         self._places = Places(
             self._members, self._inboxes, self._publication, self._departures, self._requests
@@ -190,10 +202,18 @@ class SupervisorProcess:
             sender.close()
             reader.close()
 
-    async def _serve(self, hosting: Hosting, services: Services, descriptor: int) -> Summary:
-        self._workers = Workers(
-            self._configuration, self._finished, self._on_worker_death, self._on_worker_restart
+    def _spawner(self, specs: Sequence[WorkerSpec], module: str) -> Workers:
+        return Workers(
+            self._configuration,
+            specs,
+            module,
+            self._finished,
+            self._on_worker_death,
+            self._on_worker_restart,
         )
+
+    async def _serve(self, hosting: Hosting, services: Services, descriptor: int) -> Summary:
+        self._workers = self._spawner(self._configuration.workers, WORKER_MODULE)
         self._spawn_host.workers = self._workers
         hosting.start(descriptor)
         self._fleet = Fleet(
@@ -213,6 +233,7 @@ class SupervisorProcess:
             self._places,
             self._requests,
             self._workers,
+            self._host_processes,
             self._fleet.rolling,
             self._spawn_host,
             self._on_worker_ready,
@@ -226,6 +247,7 @@ class SupervisorProcess:
                 **self._fleet.table(),
                 **self._replay.table(),
                 **services.table(),
+                **self._hosts.table(),
             },
             self._on_hang_up,
             self._on_process_gone,
@@ -239,6 +261,7 @@ class SupervisorProcess:
         started = False
         try:
             await services.load_first(self._configuration.services)
+            self._hosts.add_members()
             for worker in self._workers:
                 member = self._members.add(KIND_WORKER, worker.name, 0, STATE_STARTING)
                 try:
@@ -249,10 +272,12 @@ class SupervisorProcess:
             self._publication.publish_now()
             self._control.start()
             started = True
-            for worker in self._workers:
-                self._workers.spawn(worker)
-            if not len(self._workers):
-                self._all_ready()
+            await self._hosts.start(self._stop_event)  # first: workers ask for services
+            if not self._stop_event.is_set():
+                for worker in self._workers:
+                    self._workers.spawn(worker)
+                if not len(self._workers):
+                    self._all_ready()
             await self._stop_event.wait()
         finally:
             clock.cancel()
@@ -272,19 +297,16 @@ class SupervisorProcess:
 
     def _on_published(self) -> None:
         self._spawn_host.reconcile()
-        if self._hosting is not None:
-            self._hosting.on_registry_changed()
+        if self._services is not None:
+            self._services.on_registry_changed()
 
     def _finished(self, worker_name: str) -> int:
-        for member in self._members:
-            if member.name == worker_name and member.kind in SUPERVISED:
-                return self._inboxes.finished(member.inbox_id)
-        return 0
+        member = self._members.named(worker_name)
+        return self._inboxes.finished(member.inbox_id) if member is not None else 0
 
     def _worker_member(self, worker: Worker) -> Member:
-        found: Member = next(
-            m for m in self._members if m.name == worker.name and m.kind in SUPERVISED
-        )
+        found = self._members.named(worker.name)
+        assert found is not None
         return found
 
     def _on_worker_ready(self, member: Member) -> None:
@@ -334,11 +356,16 @@ class SupervisorProcess:
             if not worker.on_trial.done():
                 worker.on_trial.set_result(reason)
             return
-        self._failure = SupervisorError(
-            f"worker {worker.name} could not start: {reason} "
-            f"(entry point {worker.spec.entry_point}, {decision.reason})"
-        )
-        self.stop("a worker could not start")
+        if self._worker_member(worker).kind == KIND_HOST:
+            self._failure = ServiceLoadError(
+                f"service host {worker.name} could not start: {reason}"
+            )
+        else:
+            self._failure = SupervisorError(
+                f"worker {worker.name} could not start: {reason} "
+                f"(entry point {worker.spec.entry_point}, {decision.reason})"
+            )
+        self.stop(f"{worker.name} could not start")
 
     def _on_worker_restart(self, worker: Worker) -> None:
         self._worker_member(worker).restarts += 1
@@ -368,8 +395,9 @@ class SupervisorProcess:
         self._places.vacate(member)
         self._publication.check_passed()
 
-    def _statistics(self) -> dict[str, Any]:
+    async def _statistics(self) -> dict[str, Any]:
         assert self._hosting is not None and self._services is not None
+        await self._services.look()
         return bus_statistics(
             self._bus,
             self._started_at,
@@ -434,6 +462,7 @@ class SupervisorProcess:
         self._workers.stop_restarting()
         self._places.close()
         hosting.close_intakes()
+        self._hosts.close_intakes()
         await self._drain(hosting, timeout_s / 2)
         self._dismissed = True
         for member in self._members:
@@ -444,6 +473,7 @@ class SupervisorProcess:
             if not await self._workers.wait_until_gone(ABORT_S):
                 self._workers.signal_all(signal.SIGKILL)
                 await self._workers.wait_until_gone(ABORT_S)
+        await self._hosts.stop(timeout_s / 2)
         hosting.run_last_turns()
         await hosting.stop()
         await services.stop()
@@ -469,7 +499,7 @@ class SupervisorProcess:
                 for m in self._members
                 if m.kind in SUPERVISED and m.connection is not None
             )
-            if not queued and hosting.idle():
+            if not queued and hosting.idle() and self._hosts.idle():
                 return
             await asyncio.sleep(0.005)
 

@@ -172,21 +172,35 @@ class Departures:
 
     def keep_parked(self, parked: Parked, reason: str) -> None:
         """Make a dead letter of a job that a service sent and that has nowhere to go."""
-        event = self._members.registration(parked.target.event_id)
+        job = parked.job
+        event_id = parked.target.event_id
+        self.keep_unsent("supervisor", event_id, parked.point, job.key_hash, job.payload, reason)
+
+    def keep_unsent(
+        self,
+        member: str,
+        event_id: int,
+        point: str | None,
+        key_hash: int,
+        payload: bytes,
+        reason: str,
+    ) -> None:
+        """Make a dead letter of a job that a service host could not send to anybody."""
+        event = self._members.registration(event_id)
         self._dead_letters.append(
             {
                 "identity": [self._nonce, "parked", next(self._parked_numbers), 0, 0],
-                "member": "supervisor",
-                "point": parked.point or (event.point if event else None),
+                "member": member,
+                "point": point or (event.point if event else None),
                 "event": event.name if event else None,
                 "group": event.group if event else None,
                 "attempts": 0,
                 "failures": 0,
                 "activated_ns": 0,
-                "key_hash": max(parked.job.key_hash, 0),
+                "key_hash": max(key_hash, 0),
                 "reason": reason,
                 "detail": "",
-                "payload": parked.job.payload,
+                "payload": payload,
             }
         )
 

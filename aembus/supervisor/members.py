@@ -22,6 +22,7 @@ from aembus.shm.in_hand import InHand
 KIND_SUPERVISOR: Final = "supervisor"
 KIND_WORKER: Final = "worker"
 KIND_CLIENT: Final = "client"
+KIND_HOST: Final = "host"
 KIND_SPAWN: Final = "spawn"
 SUPERVISED: Final = (KIND_WORKER, KIND_SPAWN)  # whose processes the supervisor starts and replaces
 

@@ -7,7 +7,7 @@ raises an AembusError, which travels back as it is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aembus.errors import ControlError
@@ -17,6 +17,8 @@ from aembus.supervisor.departures import Departures
 from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.members import (
     KIND_CLIENT,
+    KIND_HOST,
+    KIND_SPAWN,
     KIND_WORKER,
     STATE_STARTING,
     SUPERVISED,
@@ -55,10 +57,11 @@ class Operations:
         places: Places,
         requests: Requests,
         workers: Workers,
+        hosts: Workers,
         rolling: Rolling,
         spawn_host: SpawnHost,
         on_ready: Callable[[Member], None],
-        statistics: Callable[[], dict[str, Any]],
+        statistics: Callable[[], Awaitable[dict[str, Any]]],
         stop: Callable[[str], None],
     ) -> None:
         self._nonce = nonce
@@ -68,7 +71,7 @@ class Operations:
         self._departures = departures
         self._places = places
         self._requests = requests
-        self._workers = workers
+        self._spawned = {KIND_WORKER: workers, KIND_SPAWN: workers, KIND_HOST: hosts}
         self._rolling = rolling
         self._spawn_host = spawn_host
         self._on_ready = on_ready
@@ -105,8 +108,8 @@ class Operations:
             raise ControlError(f"this connection has joined already, pid={connection.pid}")
         if self._rolling.of_pid(connection.pid):
             member = await self._rolling.join(connection)
-        elif request["kind"] in SUPERVISED:
-            member = self._join_worker(connection, request["kind"], request["name"])
+        elif request["kind"] in self._spawned:
+            member = self._join_spawned(connection, request["kind"], request["name"])
         else:
             member = await self._join_client(connection, request)
         connection.member = member
@@ -121,8 +124,8 @@ class Operations:
             "name": member.name,
         }
 
-    def _join_worker(self, connection: Connection, kind: str, name: str) -> Member:
-        worker = self._workers.by_pid(connection.pid)
+    def _join_spawned(self, connection: Connection, kind: str, name: str) -> Member:
+        worker = self._spawned[kind].by_pid(connection.pid)
         if worker is None or worker.name != name:
             raise ControlError(
                 f"only a worker that this supervisor spawned can join as one, "
@@ -271,15 +274,16 @@ class Operations:
 
     async def not_started(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Take note why a worker's process could not come up."""
-        worker = self._workers.by_pid(connection.pid)
-        if worker is not None:
-            worker.not_started = request["text"]
+        for spawned in self._spawned.values():
+            worker = spawned.by_pid(connection.pid)
+            if worker is not None:
+                worker.not_started = request["text"]
         self._rolling.on_not_started(connection.pid, request["text"])
         return {}
 
     async def statistics(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Return everything that `aembus stats --json` shows."""
-        found = self._statistics()
+        found = await self._statistics()
         try:
             children = await self._spawn_host.children()
         except ControlError as error:

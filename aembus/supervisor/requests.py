@@ -16,6 +16,7 @@ from aembus.shm.lanes import Record
 from aembus.supervisor.departures import Departures
 from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.members import Member, Members
+from aembus.supervisor.service_hosts import ServiceHosts
 
 log = logging.getLogger("aembus")
 
@@ -30,12 +31,18 @@ class Requests:
     """
 
     def __init__(
-        self, members: Members, inboxes: Inboxes, departures: Departures, hosting: Hosting
+        self,
+        members: Members,
+        inboxes: Inboxes,
+        departures: Departures,
+        hosting: Hosting,
+        hosts: ServiceHosts,
     ) -> None:
         self._members = members
         self._inboxes = inboxes
         self._departures = departures
         self._hosting = hosting
+        self._hosts = hosts
 
     def on_death(self, member: Member, *, queued: bool) -> None:
         """Let the services see to what a dead process had in hand.
@@ -66,8 +73,12 @@ class Requests:
     def on_given_up(self, header: list[int] | tuple[int, ...], payload: bytes) -> None:
         """Tell the services of a job that is not delivered again, if it is one of theirs."""
         event = self._members.registration(header[11])
-        if header[3] == SERVICES_SLOT and event is not None:
+        if event is None:
+            return
+        if header[3] == SERVICES_SLOT:
             self._hosting.on_request_lost(event.point, payload, True)
+        else:
+            self._hosts.tell_slot(header[3], "given_up", point=event.point, payload=payload)
 
 
 def deaths(header: list[int] | tuple[int, ...] | Any) -> int:

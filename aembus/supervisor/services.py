@@ -7,9 +7,11 @@ nobody is bound to it; what becomes of the host's part of that is in `aembus.hos
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+from aembus.errors import AembusError, ServiceError
 from aembus.hosting.hosted import STATE_DRAINING, Hosted
 from aembus.hosting.hosting import Hosting
 from aembus.hosting.versions import STOP_S_MAX, Change
@@ -18,6 +20,11 @@ from aembus.supervisor.bindings import Bindings, User
 from aembus.supervisor.control import Connection, Operation
 from aembus.supervisor.members import Member, Members, member_of
 from aembus.supervisor.publication import Publication
+from aembus.supervisor.service_hosts import RemoteHost, ServiceHosts
+
+log = logging.getLogger("aembus")
+
+RETIRE_S_MAX: Final = 24 * 3600.0  # a version may be in use for long after its last user
 
 
 class Services:
@@ -26,8 +33,11 @@ class Services:
     Args: the supervisor's parts.
     """
 
-    def __init__(self, hosting: Hosting, members: Members, publication: Publication) -> None:
+    def __init__(
+        self, hosting: Hosting, hosts: ServiceHosts, members: Members, publication: Publication
+    ) -> None:
         self._hosting = hosting
+        self._hosts = hosts
         self._members = members
         self._publication = publication
         self._bindings = Bindings()
@@ -56,12 +66,19 @@ class Services:
     def versions(self) -> list[ServiceVersion]:
         """Return what the registry shows: what can be bound, oldest first."""
         running = self._hosting.versions.running()
-        return [hosted.version for hosted in running if hosted.version is not None]
+        own = [hosted.version for hosted in running if hosted.version is not None]
+        return [*own, *self._hosts.running()]
+
+    def on_registry_changed(self) -> None:
+        """Tell every service."""
+        self._hosting.on_registry_changed()
+        self._hosts.tell("registry")
 
     def on_member_gone(self, slot: int, incarnation: int) -> None:
         """Let a process that is gone let go, and tell every service of it."""
         self._bindings.release_all(User(slot, incarnation))
         self._hosting.on_member_gone(slot, incarnation)
+        self._hosts.tell("gone", slot=slot, incarnation=incarnation)
         self._retire_unused()
 
     # --- for members ----------------------------------------------------------------------------
@@ -69,10 +86,20 @@ class Services:
     async def bind(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Bind a member to the newest version of a service, or to the one it names."""
         member = member_of(connection)
-        hosted = self._hosting.versions.find(request["name"], request["version"])
+        version = await self._find(member, request["name"], request["version"])
+        self._bindings.bind(version.number, User(member.slot, member.incarnation))
+        return {"service": version.to_document()}
+
+    async def _find(self, member: Member, name: str, label: str | None) -> ServiceVersion:
+        # A host that is being replaced is waited for: the member may be, too.
+        await self._hosts.until_up(name)
+        found = [v for v in self._hosts.running() if v.name == name and label in (None, v.version)]
+        if found:
+            newest = [v for v in found if v.version == found[-1].version]
+            return newest[member.slot % len(newest)]
+        hosted = self._hosting.versions.find(name, label)
         assert hosted.version is not None
-        self._bindings.bind(hosted.number, User(member.slot, member.incarnation))
-        return {"service": hosted.version.to_document()}
+        return hosted.version
 
     async def release(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Let a member let go of a version."""
@@ -85,6 +112,7 @@ class Services:
 
     async def show(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Return every loaded version, with its users."""
+        await self.look()
         return {"services": self.statistics()}
 
     async def load(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
@@ -95,14 +123,21 @@ class Services:
 
     async def unload(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Let a version drain; it goes when its last user lets go."""
-        hosted = self._hosting.versions.drain(request["name"], request["version"])
-        shown = self._statistics_of(hosted)
+        if hosts := self._hosts.of(request["name"]):
+            shown = await self._ask_each(hosts, "unload", request, "name", "version")
+            users = self._users(shown["service"]["number"])
+            shown["service"] |= {"host": hosts[0].name, "users": users}
+        else:
+            hosted = self._hosting.versions.drain(request["name"], request["version"])
+            shown = {"service": self._statistics_of(hosted)}
         self._retire_unused()
         await self._publication.publish()
-        return {"service": shown}
+        return shown
 
     async def upgrade(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Load a version in place of the newest one."""
+        if hosts := self._hosts.of(request["name"]):
+            return await self._change_each(hosts, "upgrade", request, "name", "spec", "hand_over")
         change = await self._hosting.versions.upgrade(
             request["name"], request["spec"], request["hand_over"]
         )
@@ -110,8 +145,44 @@ class Services:
 
     async def rollback(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Upgrade to the version that the newest one has replaced."""
+        if hosts := self._hosts.of(request["name"]):
+            return await self._change_each(hosts, "rollback", request, "name", "hand_over")
         change = await self._hosting.versions.rollback(request["name"], request["hand_over"])
         return await self._changed(change)
+
+    async def _ask_each(
+        self, hosts: Sequence[RemoteHost], what: str, request: dict[str, Any], *fields: str
+    ) -> dict[str, Any]:
+        # One host after the other: if the first refuses, nothing has changed.
+        answers = []
+        try:
+            for host in hosts:
+                wanted = {name: request[name] for name in fields}
+                answers.append(await self._hosts.ask(host, what, **wanted))
+        except AembusError as error:
+            if not answers:
+                raise
+            done = [host.name for host in hosts[: len(answers)]]
+            raise ServiceError(f"{error}; the hosts before it have changed, hosts={done}") from None
+        return answers[0]
+
+    async def _change_each(
+        self, hosts: Sequence[RemoteHost], what: str, request: dict[str, Any], *fields: str
+    ) -> dict[str, Any]:
+        before = {host.name: [version.number for version in host.running] for host in hosts}
+        shown = await self._ask_each(hosts, what, request, *fields)
+        if shown["handed_over"]:
+            for host in hosts:
+                old = [n for n in before[host.name] if n not in {v.number for v in host.running}]
+                new = [v.number for v in host.running if v.number not in before[host.name]]
+                for old_number, new_number in zip(old, new, strict=False):
+                    self._bindings.move(old_number, new_number)
+        for side in ("old", "new"):
+            users = self._users(shown[side]["number"])
+            shown[side] = {**shown[side], "host": hosts[0].name, "users": users}
+        self._retire_unused()
+        await self._publication.publish()
+        return shown
 
     async def _changed(self, change: Change) -> dict[str, Any]:
         if change.handed_over:
@@ -140,6 +211,22 @@ class Services:
             ):
                 task = asyncio.ensure_future(self._hosting.versions.retire(hosted))
                 self._retiring[number] = task
+        for host in self._hosts:
+            for loaded in host.loaded:
+                number = loaded["number"]
+                if (
+                    loaded["state"] == STATE_DRAINING
+                    and number not in self._retiring
+                    and not self._bindings.users(number)
+                ):
+                    self._retiring[number] = asyncio.ensure_future(self._retire(host, number))
+
+    async def _retire(self, host: RemoteHost, number: int) -> None:
+        try:
+            await self._hosts.ask(host, "retire", RETIRE_S_MAX, number=number)
+        except AembusError as error:
+            log.error("service host %s does not let go of a version: %s", host.name, error)
+            del self._retiring[number]  # asked again when somebody else lets go
 
     async def stop(self) -> None:
         """Wait for the end of versions that are on their way out; the host has been stopped."""
@@ -148,13 +235,25 @@ class Services:
 
     # --- statistics -----------------------------------------------------------------------------
 
+    async def look(self) -> None:
+        """Have the hosts say what they have now, for `statistics`."""
+        await self._hosts.look()
+
     def statistics(self) -> list[dict[str, Any]]:
-        """Return a map for each loaded version, oldest first."""
-        return [self._statistics_of(hosted) for hosted in self._hosting.versions]
+        """Return a map for each loaded version, oldest first, those of hosts behind."""
+        own = [self._statistics_of(hosted) for hosted in self._hosting.versions]
+        others = [
+            {**loaded, "host": host.name, "users": self._users(loaded["number"])}
+            for host in self._hosts
+            for loaded in host.loaded
+        ]
+        return [*own, *others]
 
     def _statistics_of(self, hosted: Hosted) -> dict[str, Any]:
-        users = [self._name(user) for user in self._bindings.users(hosted.number)]
-        return {**hosted.statistics(), "users": users}
+        return {**hosted.statistics(), "users": self._users(hosted.number)}
+
+    def _users(self, number: int) -> list[str]:
+        return [self._name(user) for user in self._bindings.users(number)]
 
     def _name(self, user: User) -> str:
         member: Member | None = self._members.get(user.slot)

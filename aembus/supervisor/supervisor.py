@@ -18,7 +18,7 @@ from aembus.control import error_from_frame
 from aembus.errors import SupervisorError
 from aembus.shm import layout
 from aembus.supervisor import event_loop
-from aembus.supervisor.configuration import Configuration, WorkerSpec
+from aembus.supervisor.configuration import Configuration, ServiceSpec, WorkerSpec
 from aembus.supervisor.core import Summary, run_supervisor
 
 log = logging.getLogger("aembus")
@@ -33,7 +33,8 @@ class Supervisor:
 
     Args:
         bus: the bus's name, 1 to 40 of letters, digits, '-' and '_'.
-        services: names of services to load: "timer", "tcp", an entry point, "module:Class".
+        services: names of services to load, "timer", "tcp", an entry point, "module:Class"; or
+            ServiceSpec to have one run in processes of its own.
         workers: what to spawn.
         slots: how many members there may be at once, the supervisor included.
         lane_bytes: size of the ring between two members, a power of two; a job takes at most
@@ -53,7 +54,7 @@ class Supervisor:
         self,
         bus: str,
         *,
-        services: Sequence[str] = (),
+        services: Sequence[str | ServiceSpec] = (),
         workers: Sequence[WorkerSpec] = (),
         slots: int = layout.SLOTS_DEFAULT,
         lane_bytes: int = layout.LANE_BYTES_DEFAULT,
@@ -63,10 +64,12 @@ class Supervisor:
         state_directory: str | Path | None = None,
         log_level: str = "WARNING",
     ) -> None:
+        specs = [s if isinstance(s, ServiceSpec) else ServiceSpec(s) for s in services]
         self._configuration = Configuration(
             bus=bus,
             workers=tuple(workers),
-            services=tuple(services),
+            services=tuple(spec.service for spec in specs if not spec.hosts),
+            hosts=tuple(spec.processes() for spec in specs if spec.hosts),
             slots=slots,
             lane_bytes=lane_bytes,
             registry_bytes=registry_bytes,

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -73,7 +73,9 @@ class Workers:
     """The workers of one supervisor.
 
     Args:
-        configuration: what to spawn.
+        configuration: how to spawn.
+        specs: what to spawn.
+        module: of their processes.
         finished: returns how many jobs a worker's inbox has finished, by its name.
         on_death: called at once when a worker's process is dead, before it is reaped, with the
             decision what happens next; may be called while the supervisor stops.
@@ -83,6 +85,8 @@ class Workers:
     def __init__(
         self,
         configuration: Configuration,
+        specs: Sequence[WorkerSpec],
+        module: str,
         finished: Callable[[str], int],
         on_death: Callable[[Worker, Restart | GiveUp], None],
         on_restart: Callable[[Worker], None],
@@ -91,11 +95,10 @@ class Workers:
         self._finished = finished
         self._on_death = on_death
         self._on_restart = on_restart
-        self._specs = {spec.name: spec for spec in configuration.workers}
+        self._module = module
+        self._specs = {spec.name: spec for spec in specs}
         self._workers = {
-            name: self._make(name, spec)
-            for spec in configuration.workers
-            for name in spec.worker_names()
+            name: self._make(name, spec) for spec in specs for name in spec.worker_names()
         }
         self._retired: dict[int, int] = {}  # pidfds of processes that were replaced, by pid
         self._stopping = False
@@ -103,7 +106,7 @@ class Workers:
 
     def _make(self, name: str, spec: WorkerSpec) -> Worker:
         timeout_s = spec.handler_timeout_s or self._configuration.handler_timeout_s
-        return Worker(name, spec, timeout_s)
+        return Worker(name, spec, timeout_s, program=self._module)
 
     def kinds(self) -> list[str]:
         """Return the names of the kinds of workers."""
@@ -228,6 +231,7 @@ class Workers:
             "name": worker.name,
             "entry_point": worker.spec.entry_point,
             "arguments": worker.spec.arguments,
+            "count": worker.spec.count,
             "path": self._configuration.path,
             "log_level": self._configuration.log_level,
         }

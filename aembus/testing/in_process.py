@@ -350,7 +350,7 @@ class _InProcessMembership(Membership):
         owner: InProcessBus,
         bus: str,
         wanted: dict[str, Any],
-        on_order: Callable[[str], None],
+        on_order: Callable[[dict[str, Any]], None],
         on_broken: Callable[[Membership], None],
     ) -> None:
         self._owner = owner

@@ -134,6 +134,19 @@ class ServiceHost:
     def want_room(self, slot: int, wanted: bool) -> None:
         """See Host."""
 
+    @property
+    def is_supervisor(self) -> bool:
+        """See Host."""
+        return True
+
+    def keep(self, data: Any) -> None:
+        """See Host: nobody takes this one's place."""
+
+    @property
+    def kept(self) -> Any:
+        """See Host."""
+        return None
+
     def new_source(self) -> int:
         """See Host."""
         return next(self._sources)

@@ -27,10 +27,19 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--workers", type=int, default=2, metavar="N", help="worker processes (%(default)s)"
     )
+    parser.add_argument(
+        "--tcp-hosts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that own the sockets (0: the supervisor does)",
+    )
     parser.add_argument("--bus", default="sip", metavar="NAME", help="name of the bus (sip)")
     options = parser.parse_args(arguments)
     if options.workers < 1:
         parser.error(f"at least one worker is needed, workers={options.workers}")
+    if options.tcp_hosts < 0:
+        parser.error(f"not a number of processes, tcp-hosts={options.tcp_hosts}")
     if options.port == 0:
         parser.error("a port is needed that callers can know, port=0")
     environment = {SECRET_VARIABLE: secrets.token_hex(32)} | os.environ
@@ -47,7 +56,10 @@ def run_command(options: argparse.Namespace) -> list[str]:
     )
     command = [sys.executable, "-m", "aembus", "run", "examples.telecom.responder:main"]
     command += ["--bus", options.bus, "--workers", str(options.workers)]
-    command += ["--service", "timer", "--service", "tcp", "--ready-message", ready, "--"]
+    command += ["--service", "timer", "--service", "tcp", "--ready-message", ready]
+    if options.tcp_hosts:
+        command += ["--hosts", f"tcp={options.tcp_hosts}"]
+    command += ["--"]
     command += ["--host", options.host, "--port", str(options.port), "--ring", str(options.ring)]
     command += ["--on-worker-death", options.on_worker_death]
     for user in options.user or ():
