@@ -130,7 +130,7 @@ def _dependency(name: str) -> Finding:
 
 
 def _event_loop() -> Finding:
-    from aembus.supervisor import event_loop
+    from aembus.hosting import event_loop
 
     try:
         chosen = event_loop.chosen_loop()

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from aembus.control import ControlClient, error_to_frame
 from aembus.errors import AembusError, ControlError, ServiceLoadError
+from aembus.hosting import event_loop
 from aembus.hosting.hosted import STATE_DRAINING, Hosted
 from aembus.hosting.hosting import Hosting
 from aembus.hosting.outgoing import Parked
@@ -258,7 +259,8 @@ def main() -> int:
         format=f"%(asctime)s %(levelname)s [{configuration['name']}] %(message)s",
     )
     sys.path[:0] = [p for p in configuration["path"] if p not in sys.path]
-    return asyncio.run(_host(configuration))
+    event_loop.raise_descriptor_limit()
+    return event_loop.run(_host(configuration))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from typing import Final, Self, final
 
 from aembus.control import error_from_frame
 from aembus.errors import SupervisorError
+from aembus.hosting import event_loop
 from aembus.shm import layout
-from aembus.supervisor import event_loop
 from aembus.supervisor.configuration import Configuration, ServiceSpec, WorkerSpec
 from aembus.supervisor.core import Summary, run_supervisor
 

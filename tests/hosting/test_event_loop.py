@@ -36,7 +36,7 @@ def test_the_loop_is_chosen(
     if wanted == "uvloop" and not found:
         pytest.skip("uvloop is not installed")
     monkeypatch.setenv("AEMBUS_LOOP", wanted)
-    service = "tests.supervisor.test_event_loop:Loop"
+    service = "tests.hosting.test_event_loop:Loop"
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with (
         aembus.Supervisor(bus_name, services=[service], state_directory=str(tmp_path)),
