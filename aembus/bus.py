@@ -362,7 +362,8 @@ class Bus:
     def release(self, service: Any) -> None:
         """Let go of what `service` returned; who asks again is bound to the newest version.
 
-        What was sent before is still delivered; do not use it afterwards.  Idempotent.
+        What was sent before is still delivered; do not use it afterwards.  Timers and watches with
+        a handler of this process are cancelled; those at points go on.  Idempotent.
         """
         self._services.release(service)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from aembus.codec import encode
-from aembus.errors import ServiceNotFound
+from aembus.errors import ServiceError, ServiceNotFound
 from aembus.membership import Membership
 from aembus.numbers_route import NumbersRoute
 from aembus.routing import ServiceVersion, Target
@@ -28,6 +28,19 @@ class ServiceClient(Protocol):
 
     def rejoin(self, service: ServiceVersion) -> None:
         """Use this one from now on: the bus was joined again, and nothing of before is left."""
+
+
+class OnlyClient(ServiceClient, Protocol):
+    """A client of which a process has one for all versions of its service, one after the other.
+
+    Else what the service sends by itself, expiries for example, would have two receivers.
+    """
+
+    def let_go(self) -> None:
+        """The process lets go of the version: end what it keeps for this process."""
+
+    def rebind(self, service: ServiceVersion) -> None:
+        """The process is bound again, maybe to another version: use that one."""
 
 
 class _Bound:
@@ -52,6 +65,7 @@ class ServiceClients:
         self._bus = bus
         self._membership = membership
         self._bound: dict[tuple[str, str | None], _Bound] = {}  # by what was asked for
+        self._resting: dict[str, OnlyClient] = {}  # by the service's name, while not bound
         self._binding = threading.RLock()
 
     def get(self, name: str, version: str | None) -> ServiceClient:
@@ -70,9 +84,27 @@ class ServiceClients:
             if bound.service.number == found.number:  # asked for in another way before
                 break
         else:
-            bound = _Bound(found, _client_class(found)(self._bus, found))
+            bound = _Bound(found, self._client(found))
         self._bound[name, version] = bound
         return bound
+
+    def _client(self, found: ServiceVersion) -> ServiceClient:
+        client_class = _client_class(found)
+        if not hasattr(client_class, "rebind"):
+            return client_class(self._bus, found)
+        for bound in self._bound.values():
+            if bound.service.name == found.name:
+                self._membership().control.request("release", number=found.number)
+                raise ServiceError(
+                    "a process uses one version of this service at a time; release that one first, "
+                    f"service={found.name!r}, bound={bound.service.version!r}, "
+                    f"wanted={found.version!r}"
+                )
+        resting = self._resting.pop(found.name, None)
+        if resting is None:
+            return client_class(self._bus, found)
+        resting.rebind(found)
+        return resting
 
     def _ask(self, name: str, version: str | None) -> ServiceVersion:
         control = self._membership().control
@@ -85,10 +117,13 @@ class ServiceClients:
             keys = [key for key, bound in self._bound.items() if bound.client is client]
             if not keys:
                 return
-            number = self._bound[keys[0]].service.number
+            service = self._bound[keys[0]].service
+            if hasattr(type(client), "rebind"):
+                client.let_go()
+                self._resting[service.name] = client
             for key in keys:
                 del self._bound[key]
-            self._membership().control.request("release", number=number)
+            self._membership().control.request("release", number=service.number)
 
     def hosts_of(self, service: ServiceVersion) -> list[ServiceVersion]:
         """See Bus.hosts_of."""
@@ -122,6 +157,7 @@ class ServiceClients:
     def rejoin(self) -> None:
         """Bind each client to what the new supervisor hosts.  Raises ServiceNotFound."""
         with self._binding:
+            self._resting.clear()
             for (name, version), bound in list(self._bound.items()):
                 bound.service = self._ask(name, version)
                 bound.client.rejoin(bound.service)

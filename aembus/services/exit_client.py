@@ -72,6 +72,15 @@ class ExitClient:
         self._watches.clear()
         self._bus.event_struct.on_kind(layout.KIND_EXIT, self._on_exit)
 
+    def let_go(self) -> None:
+        """See OnlyClient: the watches with a handler end; those at points go on."""
+        for watch in list(self._watches.values()):
+            watch.cancel()
+
+    def rebind(self, service: ServiceVersion) -> None:
+        """See OnlyClient; ids go on, since exits may be under way."""
+        self._service = service
+
     def watch(
         self,
         pid: int,

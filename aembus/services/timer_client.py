@@ -114,6 +114,18 @@ class TimerClient:
         self._timers, self._free = [], []
         self._bus.event_struct.on_kind(layout.KIND_TIMER, self._expire)
 
+    def let_go(self) -> None:
+        """See OnlyClient: the timers with a handler are cancelled; those at points run on."""
+        for timer in self._timers:
+            if timer is not None:
+                timer.cancel()
+
+    def rebind(self, service: ServiceVersion) -> None:
+        """See OnlyClient; ids go on, since expiries may be under way."""
+        self._route.close()
+        self._service = service
+        self._route = self._bus.numbers_route(service, "set")
+
     # --- starting -------------------------------------------------------------------------------
 
     def after(

@@ -275,3 +275,28 @@ def test_a_service_that_raises_in_its_work_stops_nobody(bus: Tallies) -> None:
     until("its failures are counted", lambda: bus.box.list()[-1].failures >= 2)
     with aembus.connect(bus.bus_name) as member:
         assert member.service("tally").add(1) == ["2", 1]
+
+
+def test_timers_end_with_their_binding_and_the_next_version_begins_anew(
+    bus_name: str, tmp_path: Path
+) -> None:
+    """A process has timers at one version only; no handler is called for another one's expiry."""
+    with (
+        aembus.Supervisor(bus_name, services=["timer"], state_directory=tmp_path),
+        aembus.connect(bus_name) as member,
+        aembus.ServiceBox(bus_name) as box,
+    ):
+        fired: list[str] = []
+        old = member.service("timer")
+        old.after(0.02, lambda event: fired.append("old"))
+        box.upgrade("timer")
+        with pytest.raises(aembus.ServiceError, match=r"bound='1', wanted='1\+2'"):
+            member.service("timer", "1+2")
+        member.release(old)
+        until("the old version is gone", lambda: [s.version for s in box.list()] == ["1+2"])
+        assert box.list()[0].users == ()
+        new = member.service("timer")
+        new.after(0.05, lambda event: fired.append("new"))
+        while not fired:
+            member.poll(1.0)
+        assert fired == ["new"]
