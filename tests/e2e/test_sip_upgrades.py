@@ -23,7 +23,7 @@ RING_S = "0.2"
 CALLS_BETWEEN = 100  # two upgrades
 
 
-@pytest.mark.parametrize("service", ["timer"])
+@pytest.mark.parametrize("service", ["timer", "tcp"])
 @pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=pytest.mark.slow)])
 def test_sipp_while_a_service_is_upgraded_with_hand_over(
     bus_name: str, free_port: int, tmp_path: Path, seconds: int, service: str
