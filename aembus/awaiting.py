@@ -17,8 +17,9 @@ from aembus.calls import MEMBER_GONE, Answer, Calls, Waiting, answer_of
 from aembus.errors import AembusError, CallFailed, CallTimeout
 from aembus.listening import LoopListener
 from aembus.options import WAIT
+from aembus.routes import Route
 from aembus.routing import Target
-from aembus.sender import FAILS, FULL, IN_TURN, LOOK_AGAIN_S, Job, Route, Sender
+from aembus.sender import FAILS, FULL, IN_TURN, LOOK_AGAIN_S, Job, Sender
 from aembus.shm import layout
 
 

@@ -18,8 +18,9 @@ from aembus.callchain import Chain
 from aembus.codec import decode, encode
 from aembus.errors import AembusError, CallFailed, CallTimeout
 from aembus.masking import masked
+from aembus.routes import Route
 from aembus.routing import SUPERVISOR_SLOT, Target
-from aembus.sender import IN_TURN, Job, Route, Sender
+from aembus.sender import IN_TURN, Job, Sender
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 from aembus.shm.lanes import Record

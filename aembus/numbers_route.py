@@ -39,7 +39,7 @@ class NumbersRoute:
         self._addressee = addressee
         self.publisher: Publisher | None = None
         self.lanes_opened = 0
-        sender.add_short_way(self)
+        sender.routes.add_short_way(self)
 
     def try_send(self, first: int, second: int) -> int:
         """Send a record; return 1, or 0 if the member is not on the bus, or FULL.
@@ -64,7 +64,7 @@ class NumbersRoute:
     def close(self) -> None:
         """Send nothing more this way."""
         self.publisher = None
-        self._sender.remove_short_way(self)
+        self._sender.routes.remove_short_way(self)
 
     def _job(self, first: int, second: int) -> Job:
         return Job(
@@ -77,4 +77,6 @@ class NumbersRoute:
         )
 
     def _make_publisher(self) -> None:
-        self._sender.make_short_way(self, self._target, self._kind, self._flags, self._addressee)
+        self._sender.routes.make_short_way(
+            self, self._target, self._kind, self._flags, self._addressee
+        )

@@ -20,18 +20,17 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from aembus.errors import AembusError, BusBroken, BusClosed, InboxFull, JobTooLarge
 from aembus.gate import Decision, Deferred, Gate
 from aembus.options import DROP, FAIL, WAIT
-from aembus.publisher import Destination, Publisher
 from aembus.room import Awaited, RoomWaiters
-from aembus.routing import EMPTY, Routing, Target, WaitQueue
+from aembus.routes import NEVER, Route, Routes
+from aembus.routing import Routing, Target
 from aembus.shm import layout
 from aembus.shm.doorbell import fence
 from aembus.shm.lanes import LaneProducer
-from aembus.shm.lanes import Publisher as CPublisher
 from aembus.shm.peer import Peer
 from aembus.shm.registry import RegistryReader
 
@@ -43,7 +42,6 @@ LOOK_AGAIN_S: Final = 0.1  # meanwhile another member may have become the least 
 IN_TURN: Final = -1  # in place of a key's hash: the next member of each group
 DEFERRED_TIMEOUT_S: Final = 1.0
 LOOK_S: Final = 0.05  # between two looks whether all activations are held back
-NEVER: Final = -1  # a generation that no registry has: makes the next activation look closer
 
 
 _T = TypeVar("_T")
@@ -59,31 +57,6 @@ class Job(NamedTuple):
     deadline_ns: int = 0
     reply_id: int = 0
     addressee: int = 0
-
-
-class Route:
-    """A point's wait queue as this process last saw it, and whose turn it is.
-
-    publisher: the short way, for the lanes that are open; `lanes_opened` says how many were when
-        it was made.
-    """
-
-    __slots__ = ("generation", "lanes_opened", "point", "publisher", "queue", "turn")
-
-    def __init__(self, point: str, turn: int) -> None:
-        self.point = point
-        self.queue: WaitQueue = EMPTY
-        self.generation = NEVER
-        self.turn = turn
-        self.publisher: Publisher | CPublisher | None = None
-        self.lanes_opened = 0
-
-
-class ShortWay(Protocol):
-    """Who keeps a publisher that must not be used any more once the bus has changed."""
-
-    publisher: CPublisher | None
-    lanes_opened: int
 
 
 # Says whom a job of one subject (a route, a target) concerns; for an activation, takes a turn.
@@ -122,17 +95,14 @@ class Sender:
         self._refusal: AembusError | None = None
         self._held_back = False
         self._room_waiters = RoomWaiters()
-        self._routes: list[Route | ShortWay] = []
-        self._lanes_opened = 0
+        self.routes = Routes(self._gate, reader, self._peers, lambda: self.routing)
         self.routing = Routing(*reader.read())
 
     # --- the public verbs -----------------------------------------------------------------------
 
     def route(self, point: str) -> Route:
         """Return a fresh route for `activate`; each activation point keeps one."""
-        route = Route(point, self._slot)
-        self._routes.append(route)
-        return route
+        return self.routes.add(point, self._slot)
 
     def try_activate(self, route: Route, payload: bytes, key_hash: int) -> int:
         """Wake the events concerned; return how many jobs that made.
@@ -153,16 +123,13 @@ class Sender:
             if jobs:
                 return jobs
         jobs = self._publish(self._pick, route, Job(payload, key_hash))
-        if route.lanes_opened != self._lanes_opened:
-            self._make_publisher(route)
+        if route.lanes_opened != self.routes.lanes_opened:
+            self.routes.make_publisher(route)
         return jobs
 
     def activate(self, route: Route, payload: bytes, key_hash: int, timeout_s: float) -> int:
         """Like `try_activate`, but wait up to `timeout_s` for room, then raise InboxFull."""
-        jobs = self.try_activate(route, payload, key_hash)
-        if jobs < 0:
-            jobs = self._wait_with(route, Job(payload, key_hash), jobs, timeout_s)
-        return jobs
+        return self.activate_with(route, Job(payload, key_hash), timeout_s)
 
     def try_activate_with(self, route: Route, job: Job) -> int:
         """Like `try_activate`, for a job that may have more than a payload and a key."""
@@ -325,13 +292,10 @@ class Sender:
         return len(peers)
 
     def _pick(self, route: Route, job: Job) -> Sequence[Target]:
-        if route.generation != self.routing.generation:
-            route.queue = self.routing.queue(route.point)
-            route.generation = self.routing.generation
         if job.key_hash != IN_TURN:
-            return route.queue.pick(job.key_hash)
+            return self._pick_chosen((route, job.key_hash), job)
         route.turn += 1
-        return route.queue.pick(route.turn, self._least_loaded)
+        return self._pick_chosen((route, route.turn), job)
 
     def _pick_chosen(self, subject: tuple[Route, int], job: Job) -> Sequence[Target]:
         route, chosen = subject
@@ -354,73 +318,12 @@ class Sender:
     def _one(self, target: Target, job: Job) -> Sequence[Target]:
         return (target,) if target.slot in self.routing.members else ()
 
-    def _make_publisher(self, route: Route) -> None:
-        # For the next activations: what of the route's lanes is not open yet stays None, and an
-        # activation that needs one comes by here again.
-        with self._gate.alone() as alone:
-            if not alone or route.generation != self.routing.generation:
-                return
-            groups = [] if route.queue.goes_by_load else route.queue.groups()
-            if groups and CPublisher is not None:
-                route.publisher = CPublisher(
-                    self._reader.memory,
-                    layout.GENERATION,
-                    route.generation,
-                    route.turn,
-                    [[self._destination(target) for target in group] for group in groups],
-                )
-            elif len(groups) == 1:
-                destinations = [self._plain_destination(target) for target in groups[0]]
-                route.publisher = Publisher(
-                    self._gate, self._words, route.generation, route.turn, destinations
-                )
-            route.lanes_opened = self._lanes_opened
-
-    def add_short_way(self, way: ShortWay) -> None:
-        """Take its publisher from `way` whenever the bus changes, until `remove_short_way`."""
-        self._routes.append(way)
-
-    def remove_short_way(self, way: ShortWay) -> None:
-        """Take back `add_short_way`.  Idempotent."""
-        with contextlib.suppress(ValueError):
-            self._routes.remove(way)
-
-    def make_short_way(
-        self, way: ShortWay, target: Target, kind: int, flags: int, addressee: int
-    ) -> None:
-        """Give `way` a publisher of such records to one member, if its lane is open."""
-        if way.lanes_opened == self._lanes_opened or CPublisher is None:
-            return
-        with self._gate.alone() as alone:
-            if not alone or target.slot not in self.routing.members or self.refuses:
-                return
-            generation = self.routing.generation
-            groups = [[self._destination(target)]]
-            way.publisher = CPublisher(
-                *(self._reader.memory, layout.GENERATION, generation, 0, groups),
-                *(kind, flags, addressee),
-            )
-            way.lanes_opened = self._lanes_opened
-
-    def _plain_destination(self, target: Target) -> Destination | None:
-        lane, peer, _, _, event_id = self._destination(target)
-        return None if lane is None or peer is None else Destination(lane, peer, event_id)
-
-    def _destination(
-        self, target: Target
-    ) -> tuple[LaneProducer | None, Peer | None, memoryview | None, int, int]:
-        peer = self._peers.get(target.slot)
-        lane = peer.open_lane(target.lane_class) if peer is not None else None
-        if peer is None or lane is None:
-            return None, None, None, 0, target.event_id
-        return lane, peer, peer.memory, layout.SLEEPING, target.event_id
-
     # --- the bus changes ------------------------------------------------------------------------
 
     def _refresh(self) -> None:
         if self._refusal is not None:
             raise self._refusal
-        self._drop_publishers()
+        self.routes.drop_publishers()
         routing = Routing(*self._reader.read())
         for slot, peer in list(self._peers.items()):
             member = routing.members.get(slot)
@@ -428,11 +331,6 @@ class Sender:
                 del self._peers[slot]
                 peer.close()
         self.routing = routing  # last: if a signal handler raises before, all is done again
-
-    def _drop_publishers(self) -> None:
-        for route in self._routes:
-            route.publisher = None
-            route.lanes_opened = 0
 
     def refresh(self) -> Routing:
         """Return the current routing, reading the registry if its generation has changed."""
@@ -485,7 +383,7 @@ class Sender:
         with self._gate.lock:
             self._held_back = True
             try:
-                self._drop_publishers()
+                self.routes.drop_publishers()
                 while self._peers:  # a publisher that is called all the same finds its lane closed
                     self._peers.popitem()[1].close()
                 yield
@@ -495,7 +393,7 @@ class Sender:
     def refuse(self, error: AembusError) -> None:
         """Make every later activation raise `error`; costs the others nothing."""
         self._refusal = error
-        self._drop_publishers()
+        self.routes.drop_publishers()
         self.routing.generation = NEVER
         # The registry may be unmapped from now on: look at a word of our own instead.
         self._words = [0] * (self._generation_word + 1)
@@ -515,7 +413,7 @@ class Sender:
 
     def _open_lane(self, peer: Peer, lane_class: int) -> LaneProducer:
         lane = peer.lane(lane_class)
-        self._lanes_opened += 1
+        self.routes.lanes_opened += 1
         return lane
 
     def ring(self, slot: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 import aembus
 from aembus.codec import decode
-from aembus.sender import NEVER
+from aembus.routes import NEVER
 from aembus.shm import lane as reference
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox

@@ -19,8 +19,9 @@ from typing import Final
 from aembus.errors import AembusError
 from aembus.numbers_route import NumbersRoute
 from aembus.options import DROP
+from aembus.routes import Route
 from aembus.routing import Routing, Target
-from aembus.sender import FULL, IN_TURN, Job, Route, Sender
+from aembus.sender import FULL, IN_TURN, Job, Sender
 from aembus.services.parking import Parking
 from aembus.shm import layout
 

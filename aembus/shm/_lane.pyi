@@ -12,8 +12,9 @@ class LaneConsumer(lane.LaneConsumer): ...
 class Record(lane.Record): ...
 
 # One of a group: the lane to its member (None where it is not open yet), what posts the member's
-# doorbell, the member's inbox with the offset of `sleeping` in it, and the event's id.
-_Destination = tuple[lane.LaneProducer | None, Any, memoryview | None, int, int]
+# doorbell, the member's inbox with the offset of `sleeping` in it, the event's id, and whether it
+# goes without where there is no room.
+_Destination = tuple[lane.LaneProducer | None, Any, memoryview | None, int, int, bool]
 
 @final
 class Publisher:
@@ -42,8 +43,9 @@ class Publisher:
     def publish(self, payload: bytes, key_hash: int, /) -> int:
         """Return how many jobs were published and announced; 0: nothing was, use the other way.
 
-        It is 0 when the generation is another, a lane is full, closed, not open or in use by
-        another thread, or the payload too long or no bytes.  `key_hash` is -1 for the next in turn.
+        It is 0 when the generation is another, a lane is full (unless its event goes without),
+        closed, not open or in use by another thread, all events go without, or the payload is too
+        long or no bytes.  `key_hash` is -1 for the next in turn.
 
         What `ring` raises comes through, after all who sleep were rung, the one that raised twice.
         """

@@ -57,8 +57,8 @@ static void publisher_dealloc(Publisher *self)
 
 static int read_destination(State *names, Destination *member, PyObject *item)
 {
-    if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 5) {
-        PyErr_SetString(PyExc_TypeError, "not (lane, peer, memory, offset, event id)");
+    if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 6) {
+        PyErr_SetString(PyExc_TypeError, "not (lane, peer, memory, offset, event id, drops)");
         return -1;
     }
     PyObject *lane = PyTuple_GET_ITEM(item, 0);
@@ -68,6 +68,7 @@ static int read_destination(State *names, Destination *member, PyObject *item)
         read_number(PyTuple_GET_ITEM(item, 4), UINT32_MAX, &event_id) < 0)
         return -1;
     member->event_id = (uint32_t)event_id;
+    member->drops = PyTuple_GET_ITEM(item, 5) == Py_True;
     if (lane == Py_None)
         return 0;
     if (!Py_IS_TYPE(lane, names->producer)) {
@@ -160,7 +161,9 @@ static inline Destination *choose(const Group *group, uint64_t chooser)
     return &group->members[group->size == 1 ? 0 : chooser % (uint64_t)group->size];
 }
 
-/* Claim a record in the lane of one member of each group; return for how many it went well.
+/* Claim a record in the lane of one member of each group; return for how many groups it went well.
+ *
+ * A member that goes without is well, too.
  *
  * Python code that claims and has not committed yet is another thread, or what this handler
  * interrupted: it is in the middle, and its lane not for us.  A claim of our own there is for a
@@ -178,12 +181,46 @@ static Py_ssize_t claim_all(Publisher *self, uint64_t chooser, const char *paylo
         if (lane->claimed != lane->tail && lane->claimed_by != self)
             break;
         fields->event_id = member->event_id;
-        if (!claim(lane, payload, length, fields))
+        if (claim(lane, payload, length, fields)) {
+            lane->claimed_by = self;
+            self->groups[g].chosen = member;
+        } else if (member->drops) {
+            self->groups[g].chosen = NULL;
+        } else {
             break;
-        lane->claimed_by = self;
-        self->groups[g].chosen = member;
+        }
     }
     return g;
+}
+
+/* Forget the claims of the first `groups` groups. */
+static void abort_all(Publisher *self, Py_ssize_t groups)
+{
+    for (Py_ssize_t g = 0; g < groups; g++) {
+        if (self->groups[g].chosen != NULL)
+            abort_claims(self->groups[g].chosen->lane);
+    }
+}
+
+static Py_ssize_t count_chosen(const Publisher *self)
+{
+    Py_ssize_t chosen = 0;
+    for (Py_ssize_t g = 0; g < self->count; g++)
+        chosen += self->groups[g].chosen != NULL;
+    return chosen;
+}
+
+/* Commit every claim, then count what goes without. */
+static void commit_all(Publisher *self, uint64_t chooser, Py_ssize_t jobs)
+{
+    for (Py_ssize_t g = 0; g < self->count; g++) {
+        if (self->groups[g].chosen != NULL)
+            commit(self->groups[g].chosen->lane);
+    }
+    for (Py_ssize_t g = 0; g < self->count && jobs < self->count; g++) {
+        if (self->groups[g].chosen == NULL)
+            count_dropped(choose(&self->groups[g], chooser)->lane);
+    }
 }
 
 /* Post a sleeper; -1 with the exception set if a signal handler raised in the middle. */
@@ -238,19 +275,18 @@ static Py_ssize_t publish_record(Publisher *self, const char *payload, uint64_t 
     if (load(self->generation_word) != self->generation)
         return 0;
     Py_ssize_t claimed = claim_all(self, chooser, payload, length, fields);
-    if (claimed < self->count || claimed == 0) {
-        for (Py_ssize_t g = 0; g < claimed; g++)
-            abort_claims(self->groups[g].chosen->lane);
+    Py_ssize_t jobs = claimed < self->count ? 0 : count_chosen(self);
+    if (jobs == 0) { /* if all go without, Python counts that */
+        abort_all(self, claimed);
         return 0;
     }
     if (in_turn)
         self->turn = chooser;
-    for (Py_ssize_t g = 0; g < claimed; g++)
-        commit(self->groups[g].chosen->lane);
+    commit_all(self, chooser, jobs);
     KILLPOINT("publish: committed");
     atomic_thread_fence(memory_order_seq_cst); /* SYNC POINT: pairs with announce_sleep's */
     KILLPOINT("publish: fenced");
-    return ring_all(self, chooser) < 0 ? -1 : claimed;
+    return ring_all(self, chooser) < 0 ? -1 : jobs;
 }
 
 Py_ssize_t lane_publish(Publisher *self, const char *payload, uint64_t length, long long key_hash)

@@ -13,12 +13,13 @@ typedef struct {
     Py_buffer words; /* the peer's inbox */
     Word *sleeping;
     uint32_t event_id;
+    int drops; /* without room it goes without, and the others do not wait for it */
 } Destination;
 
 typedef struct {
     Destination *members;
     Py_ssize_t size;
-    Destination *chosen; /* one of them, while publishing */
+    Destination *chosen; /* one of them, while publishing; NULL: it goes without */
 } Group;
 
 typedef struct {

@@ -322,6 +322,22 @@ def test_half_empty_is_when_both_sides_think_of_room(lane_module: ModuleType) ->
     assert not consumer.wants_post()
 
 
+def test_what_is_dropped_is_counted_beside_the_cursors(lane_module: ModuleType) -> None:
+    """Counting touches nothing else, outlives its producer, and does nothing to a closed lane."""
+    lane = LaneMemory(lane_module, 512)
+    producer = lane.producer()
+    assert send(producer, b"x")
+    before = (lane.counts().sent, lane.counts().queued)
+    for dropped in (1, 2):
+        producer.count_dropped()
+        assert lane.counts().dropped == dropped
+    producer.close()
+    producer.count_dropped()
+    assert (lane.counts().sent, lane.counts().queued) == before
+    lane.producer().count_dropped()
+    assert lane.counts().dropped == 3
+
+
 def test_a_replacement_learns_how_often_a_record_was_tried(lane_module: ModuleType) -> None:
     """Attempts are counted by `start` alone, and survive the consumer."""
     lane = LaneMemory(lane_module, 512)

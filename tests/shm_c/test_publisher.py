@@ -39,8 +39,8 @@ class Member:
     def sleep(self, sleeping: int = layout.BELL_TICKET | layout.BELL_SEMAPHORE) -> None:
         self.inbox.cast("Q")[layout.SLEEPING // layout.WORD] = sleeping
 
-    def destination(self, event_id: int) -> tuple[Any, ...]:
-        return (self.producer, self, self.inbox, layout.SLEEPING, event_id)
+    def destination(self, event_id: int, *, drops: bool = False) -> tuple[Any, ...]:
+        return (self.producer, self, self.inbox, layout.SLEEPING, event_id, drops)
 
     def take(self) -> list[Record]:
         """Take and finish all there is."""
@@ -56,6 +56,11 @@ class Member:
         while self.producer.claim(b"", layout.KIND_JOB, 0, 1, 0, 0, 0, 0, 0):
             pass
         self.producer.commit()
+
+    @property
+    def dropped(self) -> int:
+        """How many jobs are counted that it went without."""
+        return self.lane.words[(self.lane.control + layout.LANE_DROPPED) // layout.WORD]
 
     @property
     def unclaimed(self) -> bool:
@@ -90,7 +95,7 @@ def payloads(member: Member) -> list[bytes]:
     return [record.payload for record in member.take()]
 
 
-NOT_OPEN: Final = (None, None, None, 0, 5)
+NOT_OPEN: Final = (None, None, None, 0, 5, False)
 
 
 # --- what is published ----------------------------------------------------------------------------
@@ -216,6 +221,38 @@ def test_fan_out_is_all_or_nothing(place: int, trouble: str) -> None:
     if trouble == "claimed":
         members[place].producer.commit()
         assert payloads(members[place]) == [b"mine"]
+
+
+def test_who_drops_goes_without_and_the_others_do_not() -> None:
+    """A full lane whose event drops is counted there; every other trouble is as without that."""
+    members = [Member() for _ in range(3)]
+    members[1].fill()
+    full = len(members[1].take())
+    members[1].fill()
+    groups = [[m.destination(1, drops=n == 1)] for n, m in enumerate(members)]
+    publisher = Registry().publisher(*groups)
+    for member in members:
+        member.sleep()
+    assert [publisher.publish(b"x", -1) for _ in range(3)] == [2, 2, 2]
+    assert [member.dropped for member in members] == [0, 3, 0]
+    assert [payloads(members[n]) for n in (0, 2)] == [[b"x"] * 3] * 2
+    assert len(members[1].take()) == full
+    assert publisher.publish(b"y", -1) == 3
+    members[2].producer.close()
+    assert publisher.publish(b"z", -1) == 0
+    assert [member.dropped for member in members] == [0, 3, 0]
+    assert members[0].unclaimed
+
+
+def test_if_all_go_without_python_counts_it() -> None:
+    """Nothing published is 0, and the other way then finds the lanes as full and counts."""
+    members = [Member() for _ in range(2)]
+    for member in members:
+        member.fill()
+    publisher = Registry().publisher(*([m.destination(1, drops=True)] for m in members))
+    assert publisher.publish(b"x", -1) == 0
+    assert [member.dropped for member in members] == [0, 0]
+    assert [member.rings for member in members] == [0, 0]
 
 
 def test_a_claim_of_somebody_else_is_not_published() -> None:
@@ -460,7 +497,7 @@ def test_a_group_that_changes_while_it_is_read() -> None:
     """Nothing that is taken from the caller's lists depends on them afterwards."""
     member = Member()
     group: list[Any] = []
-    group += [(*member.destination(1)[:3], Changing(layout.SLEEPING, group), 1)] * 50
+    group += [(*member.destination(1)[:3], Changing(layout.SLEEPING, group), 1, False)] * 50
     publisher = lane_c.Publisher(Registry().memory, layout.GENERATION, GENERATION, 0, [group])
     del group
     assert publisher.publish(b"x", -1) in {0, 1}
@@ -477,12 +514,12 @@ def test_a_group_that_changes_while_it_is_read() -> None:
         pytest.param([[(None, None, None, 0, -1)]], id="negative id"),
         pytest.param([[(None, None, None, 0, 1 << 32)]], id="id too large"),
         pytest.param([[(None, None, None, "0", 1)]], id="no offset"),
-        pytest.param([[("lane", "peer", b"read only", 0, 1)]], id="read-only memory"),
-        pytest.param([[("lane", "peer", "inbox", 4, 1)]], id="unaligned"),
-        pytest.param([[("lane", "peer", "inbox", WORDS, 1)]], id="behind the end"),
-        pytest.param([[("lane", "peer", "inbox", -8, 1)]], id="before the beginning"),
-        pytest.param([[("lane", "peer", "inbox", 1 << 80, 1)]], id="far away"),
-        pytest.param([[("lane", "peer", "inbox", 0, 1)], "x"], id="second group is none"),
+        pytest.param([[("lane", "peer", b"read only", 0, 1, False)]], id="read-only memory"),
+        pytest.param([[("lane", "peer", "inbox", 4, 1, False)]], id="unaligned"),
+        pytest.param([[("lane", "peer", "inbox", WORDS, 1, False)]], id="behind the end"),
+        pytest.param([[("lane", "peer", "inbox", -8, 1, False)]], id="before the beginning"),
+        pytest.param([[("lane", "peer", "inbox", 1 << 80, 1, False)]], id="far away"),
+        pytest.param([[("lane", "peer", "inbox", 0, 1, False)], "x"], id="second group is none"),
         pytest.param("x", id="no list"),
     ],
 )

@@ -65,7 +65,7 @@ class World:
 
     @property
     def destination(self) -> tuple[Any, ...]:
-        return (self.producer, self, self.inbox, layout.SLEEPING, EVENT)
+        return (self.producer, self, self.inbox, layout.SLEEPING, EVENT, False)
 
     def ring(self) -> None:
         self.on_ring()

@@ -94,7 +94,7 @@ class Writer:
         self._producers = [self._lanes.producer(lane) for lane in (0, 1)]
         self._consumers = [self._lanes.consumer(lane) for lane in (0, 1)]
         groups = [
-            [(producer, None, memory[INBOX : INBOX + layout.DOORS], layout.SLEEPING, lane)]
+            [(producer, None, memory[INBOX : INBOX + layout.DOORS], layout.SLEEPING, lane, False)]
             for lane, producer in enumerate(self._producers)
         ]
         self._publisher = module.Publisher(

@@ -32,7 +32,7 @@ def use(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
     """Make this process's buses use one implementation of the lane from now on."""
     monkeypatch.setattr("aembus.shm.peer.LaneProducer", module.LaneProducer)
     monkeypatch.setattr("aembus.shm.inbox.LaneConsumer", module.LaneConsumer)
-    monkeypatch.setattr("aembus.sender.CPublisher", getattr(module, "Publisher", None))
+    monkeypatch.setattr("aembus.routes.CPublisher", getattr(module, "Publisher", None))
 
 
 class LaneMemory:

@@ -1,0 +1,150 @@
+"""The routes of one sender: each point's wait queue as last seen, and the short way made for it.
+
+Written and read by one process, under its sender's gate.  A short way holds under one generation,
+for the lanes that were open when it was made; what it cannot do the sender does itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from aembus.gate import Gate
+from aembus.options import DROP
+from aembus.publisher import Destination, Publisher
+from aembus.routing import EMPTY, Routing, Target, WaitQueue
+from aembus.shm import layout
+from aembus.shm.lanes import LaneProducer
+from aembus.shm.lanes import Publisher as CPublisher
+from aembus.shm.peer import Peer
+from aembus.shm.registry import RegistryReader
+
+NEVER: Final = -1  # a generation that no registry has: makes the next activation look closer
+
+
+class Route:
+    """A point's wait queue as this process last saw it, and whose turn it is.
+
+    publisher: the short way, for the lanes that are open; `lanes_opened` says how many were when
+        it was made.
+    """
+
+    __slots__ = ("generation", "lanes_opened", "point", "publisher", "queue", "turn")
+
+    def __init__(self, point: str, turn: int) -> None:
+        self.point = point
+        self.queue: WaitQueue = EMPTY
+        self.generation = NEVER
+        self.turn = turn
+        self.publisher: Publisher | CPublisher | None = None
+        self.lanes_opened = 0
+
+
+class ShortWay(Protocol):
+    """Who keeps a publisher that must not be used any more once the bus has changed."""
+
+    publisher: CPublisher | None
+    lanes_opened: int
+
+
+class Routes:
+    """All routes and short ways of one sender.
+
+    Args:
+        gate, reader: the sender's.
+        peers: the sender's, by slot.
+        routing: returns what the sender goes by now.
+
+    lanes_opened: how many lanes the sender has opened so far.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        reader: RegistryReader,
+        peers: Mapping[int, Peer],
+        routing: Callable[[], Routing],
+    ) -> None:
+        self._gate = gate
+        self._reader = reader
+        self._peers = peers
+        self._routing = routing
+        self._routes: list[Route | ShortWay] = []
+        self.lanes_opened = 0
+
+    def add(self, point: str, turn: int) -> Route:
+        """Return a fresh route; `turn` is where it begins with activations without a key."""
+        route = Route(point, turn)
+        self._routes.append(route)
+        return route
+
+    def make_publisher(self, route: Route) -> None:
+        """Make the short way for a route's next activations, if there can be one.
+
+        What of its lanes is not open yet stays None, and an activation that needs one comes by
+        here again.
+        """
+        with self._gate.alone() as alone:
+            if not alone or route.generation != self._routing().generation:
+                return
+            groups = [] if route.queue.goes_by_load else route.queue.groups()
+            if groups and CPublisher is not None:
+                route.publisher = CPublisher(
+                    self._reader.memory,
+                    layout.GENERATION,
+                    route.generation,
+                    route.turn,
+                    [[self._destination(target) for target in group] for group in groups],
+                )
+            elif len(groups) == 1:
+                destinations = [self._plain_destination(target) for target in groups[0]]
+                route.publisher = Publisher(
+                    self._gate, self._reader.words, route.generation, route.turn, destinations
+                )
+            route.lanes_opened = self.lanes_opened
+
+    def add_short_way(self, way: ShortWay) -> None:
+        """Take its publisher from `way` whenever the bus changes, until `remove_short_way`."""
+        self._routes.append(way)
+
+    def remove_short_way(self, way: ShortWay) -> None:
+        """Take back `add_short_way`.  Idempotent."""
+        with contextlib.suppress(ValueError):
+            self._routes.remove(way)
+
+    def make_short_way(
+        self, way: ShortWay, target: Target, kind: int, flags: int, addressee: int
+    ) -> None:
+        """Give `way` a publisher of such records to one member, if its lane is open."""
+        if way.lanes_opened == self.lanes_opened or CPublisher is None:
+            return
+        with self._gate.alone() as alone:
+            routing = self._routing()
+            if not alone or target.slot not in routing.members or routing.generation == NEVER:
+                return
+            way.publisher = CPublisher(
+                *(self._reader.memory, layout.GENERATION, routing.generation, 0),
+                *([[self._destination(target)]], kind, flags, addressee),
+            )
+            way.lanes_opened = self.lanes_opened
+
+    def _plain_destination(self, target: Target) -> Destination | None:
+        lane, peer, *_ = self._destination(target)
+        return None if lane is None or peer is None else Destination(lane, peer, target.event_id)
+
+    def _destination(
+        self, target: Target
+    ) -> tuple[LaneProducer | None, Peer | None, memoryview | None, int, int, bool]:
+        peer = self._peers.get(target.slot)
+        lane = peer.open_lane(target.lane_class) if peer is not None else None
+        drops = target.full == DROP
+        if peer is None or lane is None:
+            return None, None, None, 0, target.event_id, drops
+        return lane, peer, peer.memory, layout.SLEEPING, target.event_id, drops
+
+    def drop_publishers(self) -> None:
+        """Let the next activations go the long way."""
+        for route in self._routes:
+            route.publisher = None
+            route.lanes_opened = 0
