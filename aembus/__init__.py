@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from aembus.bus import Bus as Bus
 from aembus.bus import BusStatistics as BusStatistics
-from aembus.bus import connect as connect
 from aembus.calls import Answer as Answer
 from aembus.codec import portable as portable
+from aembus.connecting import connect as connect
 from aembus.counter import Counter as Counter
 from aembus.errors import AembusError as AembusError
 from aembus.errors import BusAlreadyRunning as BusAlreadyRunning
@@ -47,8 +47,10 @@ from aembus.events import EventStructStatistics as EventStructStatistics
 from aembus.job import Identity as Identity
 from aembus.job import Job as Job
 from aembus.killpoints import killpoint as killpoint
+from aembus.options import EventOptions as EventOptions
 from aembus.options import Full as Full
 from aembus.options import Policy as Policy
+from aembus.options import RoutingOptions as RoutingOptions
 from aembus.points import ActivationPoint as ActivationPoint
 from aembus.points import TypedPoint as TypedPoint
 from aembus.service_box import LoadedService as LoadedService
@@ -83,6 +85,7 @@ __all__ = [
     "DataMismatch",
     "DeadLetterBox",
     "Event",
+    "EventOptions",
     "EventStatistics",
     "EventStruct",
     "EventStructStatistics",
@@ -104,6 +107,7 @@ __all__ = [
     "ProcessNotFound",
     "Refused",
     "RegistrationError",
+    "RoutingOptions",
     "ServiceBox",
     "ServiceChange",
     "ServiceError",

@@ -1,32 +1,30 @@
 """The bus object: one process's membership of a bus.
 
-`connect` joins a running bus as a client; a worker's entry point gets its bus from the supervisor.
+`aembus.connect` joins a running bus as a client; a worker's entry point gets its bus from the
+supervisor.
 A bus object belongs to the process that made it: in a forked child it raises ForkedBusError.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, final, overload
 
 from aembus.attachment import Attachment
 from aembus.coroutines import Coroutines, is_coroutine
-from aembus.counter import Counter
-from aembus.errors import (
-    AembusError,
-    ForkedBusError,
-)
+from aembus.counter import Counter, Counters
+from aembus.delivery import DELIVERY_INTERRUPT, DELIVERY_RUN, Delivery, check_delivery
+from aembus.errors import AembusError, ForkedBusError
 from aembus.event import Event, EventStatistics, Handler
 from aembus.events import EventStruct, EventStructStatistics
+from aembus.forks import poison_in_children
 from aembus.masking import masked
 from aembus.membership import Membership
 from aembus.numbers_route import NumbersRoute
@@ -43,25 +41,23 @@ from aembus.stages import Stage, Stages
 if TYPE_CHECKING:
     from aembus.interruption import Interrupter
 
-log = logging.getLogger("aembus")
-
 KEEP_S: Final = 60.0
-Delivery = Literal["run", "interrupt"]
-DELIVERY_RUN: Final = "run"
-DELIVERY_INTERRUPT: Final = "interrupt"
 
 _T = TypeVar("_T")
-
-_buses: weakref.WeakSet[Bus] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, slots=True)
 class BusStatistics:
-    """What this process did on its bus so far."""
+    """What this process did on its bus so far.
+
+    late_replies: answers that came when nobody waited for them any more.
+    dropped: jobs that its place's events went without (``full="drop"``), since that was made.
+    """
 
     event_struct: EventStructStatistics
     events: dict[str, EventStatistics]
     late_replies: int
+    dropped: int = 0
 
 
 @final
@@ -86,13 +82,13 @@ class Bus:
         join: Callable[..., Membership] = Membership,
     ) -> None:
         self.name = bus
-        self._check_delivery(delivery, reconnect)
+        check_delivery(delivery, reconnect)
         self._delivery = delivery
         self._interrupter: Interrupter | None = None
         self._on_reconnect: Callable[[], None] | None = None
         self._pid = os.getpid()
         self._points: dict[str, ActivationPoint] = {}
-        self._counters: dict[str, Counter] = {}
+        self._counters = Counters(lambda: self._membership)
         self._attachment = Attachment(bus, {"kind": kind, "name": name, "keep_s": keep}, join)
         self._services = ServiceClients(self, self._attachment.membership_or_raise)
         self._registrations = Registrations(lambda: self._membership, together=bool(name))
@@ -102,22 +98,9 @@ class Bus:
         )
         self._coroutines = Coroutines()
         self._attachment.begin(self._runner, self._registrations.publish, self._move, reconnect)
-        _buses.add(self)
+        poison_in_children(self)
         if not name:  # else once its registrations are published
             self._begin_interruptions()
-
-    @staticmethod
-    def _check_delivery(delivery: str, reconnect: bool) -> None:
-        if delivery not in (DELIVERY_RUN, DELIVERY_INTERRUPT):
-            raise ValueError(
-                f"delivery is {DELIVERY_RUN!r} or {DELIVERY_INTERRUPT!r}, delivery={delivery!r}"
-            )
-        if delivery == DELIVERY_INTERRUPT:
-            if reconnect:
-                raise ValueError("delivery='interrupt' does not go with reconnect=True")
-            from aembus.interruption import check_can_interrupt
-
-            check_can_interrupt()
 
     def _begin_interruptions(self) -> None:
         if self._delivery == DELIVERY_INTERRUPT and self._interrupter is None:
@@ -166,8 +149,7 @@ class Bus:
 
     def _move(self, membership: Membership) -> None:
         # The bus was joined again, and nothing is delivered meanwhile.
-        for name, counter in list(self._counters.items()):
-            counter.rebind(membership.inbox, membership.counter(name))
+        self._counters.move()
         for point in list(self._points.values()):
             point.rebind(membership.sender, membership.calls, membership.awaiting)
         self._services.rejoin()
@@ -201,39 +183,20 @@ class Bus:
 
         Args:
             point: the activation point's name; or a typed point, whose handlers get the instance.
-            handler: called in the thread that runs this bus, never inside another handler.  May be
-                an ``async def`` where the bus is served (`serve`): the next job begins when it
-                has ended.
+            handler: called in the thread that runs this bus, never inside another handler; where
+                the bus is served (`serve`) it may be an ``async def``.
             group: the events of one group share the activations; without one, each gets all.
-            policy: who of the group gets an activation without a key: "round_robin", the next in
-                turn, or "least_loaded", whoever's inbox has the fewest jobs, those in hand
-                included, whoever sent them.  The same for all of a group.
-            full: what an activation does if there is no room for it in this member's inbox:
-                "wait", and raise InboxFull at its time-out; "fail", raise InboxFull at once;
-                "drop", let this event go without, counted (`dropped` in the statistics), so that
-                it slows nobody down.  Calls do not wait for "fail" and "drop".  Services, which
-                cannot wait, keep what they send to "wait" and "fail" until there is room.
-            urgent: its jobs travel in lanes of their own, which are looked at first, so they come
-                before jobs of other events that were sent earlier.  Those get at least one job in
-                nine, so an inbox full of urgent ones does not stop them.
+            policy, full, urgent: who of a group gets what has no key, what a full inbox here means
+                to activations, and whether its jobs come first: see `aembus.EventOptions`.
             name: tells two events with the same handler apart; default: its qualified name.
             once: close the event after its first job.
-            redeliver: if a worker dies with a job in hand, give it to the replacement; else it
-                goes to the dead letters.
-            retries: when the handler raises, give it the same job again, up to so many times;
-                then the job goes to the dead letters.  Other jobs are delivered meanwhile, so
-                what failed comes behind jobs that were sent after it, also those of its key.
-            backoff: seconds to pause before the second attempt, twice as many before each
-                further one, at most an hour.  A replacement of this process goes on with the
-                count, and begins the pause anew.
+            redeliver, retries, backoff: when a job comes again, or not: see `aembus.EventOptions`.
             constructor: called right before the handler, ``constructor(event, *data)``; returns
-                the handler's arguments after the event, as a tuple or list.  It may raise
-                `Refused`: then the job is done and counted as refused, and a caller gets
-                CallFailed.  Whatever else it raises is as if the handler had raised.
+                the handler's arguments as a tuple or list, or raises `Refused`: then the job is
+                done and counted as refused, and a caller gets CallFailed.
             destructor: called right after the handler, ``destructor(event, result, error)``,
-                also if that raised (then with the exception, and None as the result), but not
-                if the constructor raised.  What it returns goes back to a caller in place of
-                the result.  An exception of the handler stays one, whatever it returns.
+                also if that raised, but not if the constructor did.  What it returns goes back to
+                a caller in place of the result; an exception of the handler stays one.
             context: yours, as `event.context`.
             spawn: run the handler in a process of its own for each job, a child of the bus's
                 spawn host.  It must be found by its name: defined at the top of a module, as its
@@ -272,8 +235,7 @@ class Bus:
 
             recipe = recipe_frame(point, handler, options, constructor, destructor, context)
         if not isinstance(point, str):
-            handler = point.handler(handler)
-            point = point.name
+            handler, point = point.handler(handler), point.name
         if constructor is not None or destructor is not None:
             handler = Stages(handler, constructor, destructor, is_coroutine(handler))
         handler = self._coroutines.handler(handler)
@@ -327,8 +289,8 @@ class Bus:
             point = ActivationPoint(name, membership.sender, membership.calls, membership.awaiting)
             self._points[name] = point
             if membership is not self._membership:  # joined again meanwhile, without this point
-                membership = self._membership
-                point.rebind(membership.sender, membership.calls, membership.awaiting)
+                now = self._membership
+                point.rebind(now.sender, now.calls, now.awaiting)
         return point
 
     def activate(
@@ -506,14 +468,8 @@ class Bus:
 
         Raises: ControlError if the member has too many.
         """
-        membership = self._attachment.membership_or_raise()
-        counter = self._counters.get(name)
-        if counter is None:
-            counter = Counter(name, membership.inbox, membership.counter(name))
-            counter = self._counters.setdefault(name, counter)
-            if membership is not self._membership:  # as in `point`
-                counter.rebind(self._inbox, self._membership.counter(name))
-        return counter
+        self._attachment.membership_or_raise()
+        return self._counters.get(name)
 
     @property
     def clock_ns(self) -> Callable[[], int]:
@@ -525,7 +481,9 @@ class Bus:
         """Return what this process did on the bus so far."""
         events = {f"{e.point} {e.name}": e.statistics() for e in self.event_struct.events}
         late_replies = self._membership.calls.late_replies
-        return BusStatistics(self.event_struct.statistics(), events, late_replies)
+        return BusStatistics(
+            self.event_struct.statistics(), events, late_replies, self._inbox.dropped()
+        )
 
     def close(self, keep: bool = False) -> None:
         """Leave the bus.  Idempotent.
@@ -574,7 +532,8 @@ class Bus:
         # By an exception is not on purpose: as after a crash, the next one finds what is queued.
         self.close(keep=kind is not None)
 
-    def _poison(self) -> None:
+    def poison(self) -> None:
+        """Refuse everything: this is a forked child's copy."""
         self._sender.forget_parent(
             ForkedBusError(
                 "this bus object belongs to the parent process; call aembus.connect in the "
@@ -588,49 +547,3 @@ class Bus:
 
     def __repr__(self) -> str:
         return f"<Bus {self.name!r} slot={self.slot} member={self.member_name!r}>"
-
-
-def connect(
-    bus: str,
-    *,
-    name: str = "",
-    keep: float = KEEP_S,
-    reconnect: bool = False,
-    delivery: Delivery = DELIVERY_RUN,
-) -> Bus:
-    """Join the running bus of this name and return it; use it as a context manager.
-
-    Args:
-        bus: the bus's name.
-        name: makes this process a member that is found again, whoever starts it: the next process
-            that connects with this name has the same inbox and event ids, what is queued waits
-            for it and goes on arriving, and the job that was in hand at a crash comes again.  Its
-            registrations are published together when it begins to run.
-        keep: how many seconds the place of a member with a name is kept after its process has
-            died (or closed with keep=True); then it departs, and what is queued goes to its groups
-            or to the dead letters.  0: not at all.  Its groups' new jobs go to its siblings after
-            5 seconds.
-        reconnect: when the supervisor dies, join the next supervisor of the bus, register all
-            events there again, and go on.  Until then activations raise BusBroken.  What was
-            queued went with the old supervisor.
-        delivery: "run": jobs are delivered by `run`, `poll`, `run_in_thread` or `serve`.
-            "interrupt": they are delivered into the main thread, whatever it does: its program is
-            interrupted between two bytecodes, or in a call that blocks, which goes on after.
-            Handlers run one at a time, never inside one another, and `Bus.masked` holds them off.
-            It begins at once, for a member with a name when `publish_registrations` is called.
-            What is no Exception (SystemExit) passes from a handler into the program.  Uses SIGURG;
-            one bus object of a process can have it.
-
-    Blocks until the supervisor has answered.
-    Raises: BusNotFound, PermissionRefused, VersionMismatch, OutOfSharedMemory, SlotsExhausted,
-    NameInUse if a living process has the name, AembusError if this process cannot be interrupted.
-    """
-    return Bus(bus, name=name, keep=keep, reconnect=reconnect, delivery=delivery)
-
-
-def _poison_after_fork() -> None:
-    for bus in list(_buses):
-        bus._poison()
-
-
-os.register_at_fork(after_in_child=_poison_after_fork)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from aembus.membership import Membership
 from aembus.shm.inbox import Inbox
 
 
@@ -31,3 +34,32 @@ class Counter:
     def value(self) -> int:
         """The number now."""
         return self._inbox.counter(self._index)
+
+
+class Counters:
+    """The counters of one bus object, by name.
+
+    Args:
+        membership: returns what the bus object has now.
+    """
+
+    def __init__(self, membership: Callable[[], Membership]) -> None:
+        self._membership = membership
+        self._counters: dict[str, Counter] = {}
+
+    def get(self, name: str) -> Counter:
+        """Return the counter of this name, making it at first use.  Raises ControlError."""
+        counter = self._counters.get(name)
+        if counter is None:
+            membership = self._membership()
+            counter = Counter(name, membership.inbox, membership.counter(name))
+            counter = self._counters.setdefault(name, counter)
+            if membership is not (now := self._membership()):  # joined again meanwhile
+                counter.rebind(now.inbox, now.counter(name))
+        return counter
+
+    def move(self) -> None:
+        """Count in another membership from now on: the bus was joined again."""
+        membership = self._membership()
+        for name, counter in list(self._counters.items()):
+            counter.rebind(membership.inbox, membership.counter(name))

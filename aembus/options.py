@@ -27,9 +27,19 @@ class RoutingOptions:
     """What every member knows of an event; each option has a default.
 
     group: the events of one group share the activations; None: this one gets each.
-    policy: who of the group gets an activation without a key; the same for the whole group.
-    urgent: its jobs travel in the urgent lanes.
-    full: what becomes of an activation that its member's inbox has no room for.
+    policy: who of the group gets an activation without a key: "round_robin", the next in turn, or
+        "least_loaded", whoever's inbox has the fewest jobs, those in hand and held included, in the
+        lanes of all producers.  By number: how long they take is not known.  Looking costs each
+        activation about a microsecond for each member and each producer that it has.  All of a
+        group have one policy.
+    urgent: its jobs travel in lanes of their own, which are looked at first: so they come before
+        jobs of other events that were sent earlier.  Those get at least one job in nine, so urgent
+        ones without an end delay them, and no more.
+    full: what an activation does if there is no room for it in this member's inbox.  "wait", and
+        raise InboxFull at its time-out.  "fail": raise InboxFull at once.  "drop": let this event
+        go without, counted as `dropped` in the statistics, so that it slows nobody down.  Calls do
+        not wait for events that fail or drop, they fail.  Services, which can neither wait nor be
+        told, keep what is for events that wait or fail until there is room.
     """
 
     group: str | None = None
@@ -48,9 +58,18 @@ class RoutingOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventOptions(RoutingOptions):
-    """All options of one event; see `Bus.register`.
+    """All options of one event, those of RoutingOptions among them; see `Bus.register`.
 
     name: tells two events of one member at the same point apart.
+    once: close the event after its first job.
+    redeliver: if a worker dies with a job in hand, give it to the replacement; else it goes to the
+        dead letters.
+    retries: when the handler raises, give it the same job again, up to so many times; then the job
+        goes to the dead letters.  Other jobs are delivered meanwhile, so what failed comes behind
+        jobs that were sent after it, also those of its key.
+    backoff: seconds to pause before the second attempt, twice as many before each further one, at
+        most an hour.  A replacement of this process goes on with the count, and begins the pause
+        anew.
 
     Raises: RegistrationError for what is not known, and for numbers that do not fit.
     """

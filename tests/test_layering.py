@@ -27,7 +27,7 @@ LAYERS: Final = (
     ("aembus.shm.*",),
     ("aembus.job", "aembus.codec"),
     ("aembus.*",),  # points, events, control, sender and the like
-    ("aembus.bus", "aembus.worker", "aembus.spawning.host"),
+    ("aembus.bus", "aembus.connecting", "aembus.worker", "aembus.spawning.host"),
     ("aembus.services.*",),
     ("aembus.hosting.*",),
     ("aembus.supervisor.*",),

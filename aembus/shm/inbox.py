@@ -459,6 +459,12 @@ class Inbox:
         if found_by_bound and not self._suspected_at:
             self._suspected_at = now
 
+    def dropped(self) -> int:
+        """Return how many jobs were not sent here since there was no room."""
+        self.look_for_doors()
+        offsets = [layout.lane_control_offset(self._slots, index) for index in self._opened]
+        return sum(self._words[(offset + layout.LANE_DROPPED) // 8] for offset in offsets)
+
     # --- the owner's own words ----------------------------------------------------------------
 
     def count_failed(self) -> None:

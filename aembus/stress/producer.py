@@ -15,7 +15,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from aembus.bus import Bus, connect
+from aembus.bus import Bus
+from aembus.connecting import connect
 from aembus.errors import BusBroken, InboxFull
 from aembus.stress import message
 from aembus.stress.board import OVER, SENDING, STARTING, Board

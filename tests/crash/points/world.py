@@ -18,7 +18,7 @@ import msgpack
 import posix_ipc
 import pytest
 
-from aembus import bus as bus_module
+from aembus import forks
 from aembus import membership as membership_module
 from aembus.bus import Bus
 from aembus.errors import CorruptSegment, InboxFull
@@ -147,7 +147,7 @@ class World:
         """Join as the member in `slot`, as its process's next incarnation does."""
         self.joining = slot
         bus = Bus(self.bus)
-        bus_module._buses.discard(bus)  # a forked child is to go on as this member
+        forks._known.discard(bus)  # a forked child is to go on as this member
         for registered, point in EVENTS:
             if registered == slot:
                 bus.register(point, functools.partial(self._handle, bus), name="handler")
