@@ -57,7 +57,7 @@ class Scene:
         registry = memoryview(bytearray(layout.REGISTRY_HALVES))
         registry.cast("Q")[layout.GENERATION // layout.WORD] = GENERATION
         inbox = memoryview(bytearray(512))
-        group = [(self.lane.producer(), self, inbox, layout.SLEEPING, EVENT)]
+        group = [(self.lane.producer(), self, inbox, layout.SLEEPING, EVENT, False)]
         publisher = lane_c.Publisher(registry, layout.GENERATION, GENERATION, 0, [group])
         self._route = SimpleNamespace(publisher=publisher)
 
