@@ -130,10 +130,11 @@ def measure_costs(timers: Timers, count: int, burst: int, bursts: int) -> dict[s
         started = [timers.start(delay, nothing, n) for n, delay in enumerate(delays)]
         timers.settle()
         starts.append(_used_us(timers, used, burst, began))
-        running += started
-        chosen = set(chance.sample(range(len(running)), burst))
-        doomed = [running[at] for at in chosen]
-        running = [timer for at, timer in enumerate(running) if at not in chosen]
+        # In place: a new list of all of them would be the collector's to look through just then.
+        places = chance.sample(range(count), burst)
+        doomed = [running[at] for at in places]
+        for at, timer in zip(places, started, strict=True):
+            running[at] = timer
         chance.shuffle(doomed)
         used = [cpu_ns(pid) for pid in timers.hosts]
         began = time.monotonic()

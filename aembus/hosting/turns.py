@@ -60,6 +60,7 @@ class Turns:
         self._work = work
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.TimerHandle | None = None
+        self._wake_ns = 0  # when that is due
         self._bound: asyncio.TimerHandle | None = None
         self._scheduled = False
         self._stopped = False
@@ -122,11 +123,18 @@ class Turns:
         assert self._loop is not None
         due_ns = self._work.next_due_ns()
         if self._wake is not None:
+            if due_ns == self._wake_ns:
+                return  # as in most turns
             self._wake.cancel()
             self._wake = None
         if due_ns is not None:
             delay_s = max(due_ns - time.monotonic_ns(), 0) / NS
-            self._wake = self._loop.call_later(delay_s, self.schedule)
+            self._wake = self._loop.call_later(delay_s, self._on_wake)
+            self._wake_ns = due_ns
+
+    def _on_wake(self) -> None:
+        self._wake = None
+        self.schedule()
 
     def take_calls(self) -> int:
         """Take what the lanes hold, within their budgets; return how much that was."""

@@ -26,12 +26,13 @@ from aembus.services.base import Caller, HandOver, Host, Service, call, numbers_
 from aembus.shm import layout
 
 from .slip import SlipHistogram
-from .timer_book import TICK_NS, Entry, TimerBook
+from .timer_book import TICK_NS, Entry, TimerBook, tick_of
 from .wheel import TimingWheel
 
 log = logging.getLogger("aembus")
 
 EXPIRIES_A_TURN: Final = 1000  # then the other work of the loop has its turn
+NEVER: Final = 1 << 62  # a tick
 OWED_AGAIN_NS: Final = 20_000_000  # after that, what found no room is tried again at the latest
 
 
@@ -145,16 +146,19 @@ class TimerService(Service):
         """See Service."""
         if self._closing:
             return None
-        due = [o.next_due for o in self._owners.values() if o.next_due is not None]
-        if (book_due := self._book.next_due()) is not None:
-            due.append(book_due)
-        due_ns = [min(due) * TICK_NS] if due else []
-        now_ns = self.host.now_ns()
-        if (wall_due := self._book.next_wall_due()) is not None:
-            due_ns.append(now_ns + wall_due * TICK_NS - self.host.wall_ns())
-        if any(owner.owed for owner in self._owners.values()):
-            due_ns.append(now_ns + OWED_AGAIN_NS)
-        return min(due_ns, default=None)
+        due = NEVER
+        for owner in self._owners.values():
+            if owner.owed:  # and nothing else of it before there is room
+                due = min(due, (self.host.now_ns() + OWED_AGAIN_NS) // TICK_NS)
+            elif owner.next_due is not None and owner.next_due < due:
+                due = owner.next_due
+        if len(self._book):
+            if (book_due := self._book.next_due()) is not None:
+                due = min(due, book_due)
+            if (wall_due := self._book.next_wall_due()) is not None:
+                ahead_ns = wall_due * TICK_NS - self.host.wall_ns()
+                due = min(due, tick_of(self.host.now_ns() + ahead_ns))
+        return None if due == NEVER else due * TICK_NS
 
     def do_work(self, now_ns: int) -> int:
         """Fire what is due."""

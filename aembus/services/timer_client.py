@@ -32,6 +32,7 @@ from aembus.shm.lanes import Record
 
 NS: Final = 1_000_000_000
 TICK_NS: Final = 1_000_000
+PERIOD_S_MIN: Final = 0.001
 DELAY_S_MAX: Final = 10 * 366 * 86400.0  # ten years
 IDS_AT_ONCE: Final = 1024
 FIRST_POINT_ID: Final = 1 << 62  # beyond every id that has an index
@@ -190,8 +191,10 @@ class TimerClient:
 
         Blocks and raises: as `after` does.
         """
-        if not TICK_NS / NS <= period <= DELAY_S_MAX:
-            raise ValueError(f"a period must be 0.001 to {DELAY_S_MAX} seconds, period={period}")
+        if not PERIOD_S_MIN <= period <= DELAY_S_MAX:
+            raise ValueError(
+                f"a period must be {PERIOD_S_MIN} to {DELAY_S_MAX} seconds, period={period}"
+            )
         period_ns = int(period * NS)
         due_ns = self._monotonic_ns() + period_ns
         return self._start(what, data, key, name, due_ns, period_ns, False)
