@@ -146,7 +146,7 @@ class Ringer:
     def __init__(self, bus: str, nonce: str, inbox_id: int) -> None:
         self._bus, self._nonce, self._inbox_id = bus, nonce, inbox_id
         self._semaphore: posix_ipc.Semaphore | None = None
-        self._pipe = -1
+        self._pipes: dict[int, int] = {}  # one at most: entered by one step to all threads
         self._posted = layout.AWAKE  # the last sleep for which this producer posted
 
     def ring(self, sleeping: int) -> None:
@@ -173,19 +173,22 @@ class Ringer:
         self._semaphore.release()
 
     def _post_pipe(self) -> None:
-        if self._pipe < 0:
+        pipe = self._pipes.get(self._inbox_id)
+        if pipe is None:
             path = pipe_bell_path(self._bus, self._nonce, self._inbox_id)
-            self._pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.write(self._pipe, b"!")
+            opened = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            pipe = self._pipes.setdefault(self._inbox_id, opened)
+            if pipe != opened:  # another thread was here first
+                os.close(opened)
+        os.write(pipe, b"!")
 
     def close(self) -> None:
         """Let go of the bell in this process."""
         if self._semaphore is not None:
             self._semaphore.close()
             self._semaphore = None
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
+        while self._pipes:
+            os.close(self._pipes.popitem()[1])
 
 
 def create_bell(bus: str, nonce: str, inbox_id: int, kind: int) -> None:
