@@ -135,8 +135,11 @@ class Hosting:
         except Exception:  # what a service sends must not hold up what is done about a death
             log.exception("a lost request cannot be read, point=%r", point)
             return False
-        asked = (hosted.ask("on_request_lost", point, data, given_up) for hosted in self.versions)
-        return any(asked)
+        return any(
+            hosted.ask("on_request_lost", point, data, given_up)
+            for hosted in self.versions
+            if hosted.later is None  # else nobody has its state now: the job is delivered again
+        )
 
     def close_intakes(self) -> None:
         """Tell every service to take in nothing new."""

@@ -178,9 +178,7 @@ class HostProcess:
 
     async def _upgrade(self, fields: dict[str, Any]) -> dict[str, Any]:
         return _shown(
-            await self._hosted.versions.upgrade(
-                fields["name"], fields["spec"], fields["hand_over"]
-            )
+            await self._hosted.versions.upgrade(fields["name"], fields["spec"], fields["hand_over"])
         )
 
     async def _rollback(self, fields: dict[str, Any]) -> dict[str, Any]:

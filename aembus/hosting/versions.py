@@ -281,6 +281,8 @@ class Versions:
         )
         self._loaded.append(hosted)
         hosted.start_running()
+        if self._closing:
+            hosted.ask("close_intakes")  # the others were told while it took its state over
         self._surroundings.schedule_turn()
 
     # --- the end of a version -------------------------------------------------------------------

@@ -110,6 +110,16 @@ def test_the_built_in_services_are_loaded_afresh_too() -> None:
     assert private_modules() == before
 
 
+def test_a_package_offers_its_service_by_an_entry_point(directory: Path) -> None:
+    """Of the group aembus.services, by a short name."""
+    (directory / "cdr.py").write_text(service(version="7"))
+    metadata = directory / "cdr_demo-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: cdr-demo\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[aembus.services]\ncdr-demo = cdr:Cdr\n")
+    assert load_code("cdr-demo").version == "7"
+
+
 @pytest.mark.parametrize(
     ("spec", "source", "says"),
     [
