@@ -134,6 +134,8 @@ class HostProcess:
             pass  # what it is about is in the registry, and no service is there yet
         elif push == "registry":
             self._hosting.on_registry_changed()
+        elif push == "clock_step":
+            self._hosting.on_clock_step()
         elif push == "gone":
             self._hosting.on_member_gone(frame["slot"], frame["incarnation"])
         elif push == "given_up":

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from aembus.shm.doorbell import PipeBell, open_bell
 from aembus.shm.inbox import Inbox
 from aembus.shm.registry import RegistryReader, RegistryWriter
 from aembus.shm.segment import Segment
+from aembus.supervisor import outside
 from aembus.supervisor.blame import blame
 from aembus.supervisor.configuration import Configuration, WorkerSpec
 from aembus.supervisor.control import Connection, ControlServer
@@ -63,12 +63,9 @@ log = logging.getLogger("aembus")
 
 WORKER_MODULE: Final = "aembus.worker"
 HOST_MODULE: Final = "aembus.hosting.process"
-CLOCK_CHECK_S: Final = 0.5
-CLOCK_STEP_NS: Final = 50_000_000
 ABORT_S: Final = 0.4  # between SIGABRT (which dumps the stack) and SIGKILL
 HUNG_UP_S: Final = 1.0  # after that, the end of a connection without a death is told
 END_S: Final = 0.2  # for activations that run when the bus ends
-AGAIN_S: Final = 1.0  # a second signal within this time is the same one
 
 
 @dataclass(slots=True)
@@ -103,7 +100,6 @@ class SupervisorProcess:
         self._stop_reason = ""
         self._stop_event = asyncio.Event()
         self._failure: AembusError | None = None
-        self._signalled_at = 0.0
         self._ready = False
         self._dismissed = False  # the workers were told to stop
         directory = configuration.state_directory
@@ -252,9 +248,9 @@ class SupervisorProcess:
             self._on_hang_up,
             self._on_process_gone,
         )
-        self._listen_to_signals()
-        clock = asyncio.ensure_future(self._watch_clock())
-        parent = asyncio.ensure_future(self._watch_parent())
+        outside.on_stop_signals(self.stop, lambda: self._workers.signal_all(signal.SIGKILL))
+        clock = asyncio.ensure_future(outside.watch_clock(self._on_clock_step))
+        parent = asyncio.ensure_future(self._stop_with_parent())
         watchdog = asyncio.ensure_future(
             Watchdog(self._members, self._inboxes, self._workers).run()
         )
@@ -410,42 +406,16 @@ class SupervisorProcess:
 
     # --- clocks and signals ---------------------------------------------------------------------
 
-    async def _watch_clock(self) -> None:
+    def _on_clock_step(self) -> None:
         # Sleeps on semaphores end by the wall clock.  After a step back they would last too long.
-        offset = time.time_ns() - time.monotonic_ns()
-        while True:
-            await asyncio.sleep(CLOCK_CHECK_S)
-            now = time.time_ns() - time.monotonic_ns()
-            if abs(now - offset) > CLOCK_STEP_NS:
-                log.warning("the wall clock was set, by %.3f s", (now - offset) / 1e9)
-                self._inboxes.ring_all()
-                if self._hosting is not None:
-                    self._hosting.on_clock_step()
-            offset = now
+        self._inboxes.ring_all()
+        if self._services is not None:
+            self._services.on_clock_step()
 
-    async def _watch_parent(self) -> None:
-        if not self._configuration.ends_with_parent:
-            return
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        loop.add_reader(sys.stdin.fileno(), ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(sys.stdin.fileno())
-        self.stop("its parent ended")
-
-    def _listen_to_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal, number)
-
-    def _on_signal(self, number: signal.Signals) -> None:
-        now = time.monotonic()
-        if self._signalled_at and now - self._signalled_at > AGAIN_S:
-            self._workers.signal_all(signal.SIGKILL)
-        self._signalled_at = now
-        self.stop(number.name)
+    async def _stop_with_parent(self) -> None:
+        if self._configuration.ends_with_parent:
+            await outside.standard_input_ended()
+            self.stop("its parent ended")
 
     def stop(self, reason: str) -> None:
         """Begin to stop the bus.  Idempotent."""

@@ -74,6 +74,11 @@ class Services:
         self._hosting.on_registry_changed()
         self._hosts.tell("registry")
 
+    def on_clock_step(self) -> None:
+        """Tell every service that the wall clock was set."""
+        self._hosting.on_clock_step()
+        self._hosts.tell("clock_step")
+
     def on_member_gone(self, slot: int, incarnation: int) -> None:
         """Let a process that is gone let go, and tell every service of it."""
         self._bindings.release_all(User(slot, incarnation))
