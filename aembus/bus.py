@@ -96,7 +96,7 @@ class Bus:
         self._runner = Runner(
             membership.event_struct, membership.inbox, membership.calls, self._attachment.await_bus
         )
-        self._coroutines = Coroutines()
+        self.coroutines = Coroutines()
         self._attachment.begin(self._runner, self._registrations.publish, self._move, reconnect)
         poison_in_children(self)
         if not name:  # else once its registrations are published
@@ -238,7 +238,7 @@ class Bus:
             handler, point = point.handler(handler), point.name
         if constructor is not None or destructor is not None:
             handler = Stages(handler, constructor, destructor, is_coroutine(handler))
-        handler = self._coroutines.handler(handler)
+        handler = self.coroutines.handler(handler)
         event = Event(
             point, handler, options, context=context, control=self._registrations, recipe=recipe
         )
@@ -286,7 +286,9 @@ class Bus:
             membership = self._membership
             if not self._attachment.reconnects or self._attachment.closed:
                 self._attachment.membership_or_raise()  # else it is good again some time
-            point = ActivationPoint(name, membership.sender, membership.calls, membership.awaiting)
+            point = ActivationPoint(
+                name, membership.sender, membership.calls, membership.awaiting, self
+            )
             self._points[name] = point
             if membership is not self._membership:  # joined again meanwhile, without this point
                 now = self._membership
@@ -397,7 +399,7 @@ class Bus:
         return masked
 
     def _check_thread(self) -> None:
-        if self._coroutines.served:
+        if self.coroutines.served:
             raise AembusError("this bus is served already; handlers and tasks await, or return")
         if (
             self._delivery == DELIVERY_INTERRUPT
@@ -429,7 +431,7 @@ class Bus:
 
         self._attachment.await_bus(0.0)
         listener = self._membership.awaiting().listener
-        await Server(self._runner, self._inbox, listener, self._coroutines, concurrency).serve()
+        await Server(self._runner, self._inbox, listener, self.coroutines, concurrency).serve()
         self._runner.finish()
 
     def stop(self) -> None:
@@ -498,7 +500,7 @@ class Bus:
         """
         if self._attachment.closed or os.getpid() != self._pid:
             return
-        if self._runner.in_handler() or self._coroutines.served:  # its job is in the inbox
+        if self._runner.in_handler() or self.coroutines.served:  # its job is in the inbox
             self._runner.afterwards(functools.partial(self.close, keep))
             self._runner.stop()
             return

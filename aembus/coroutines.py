@@ -36,11 +36,15 @@ class Coroutines:
 
     start: takes what one of them has begun; set by who serves the bus.
     served: whether an event loop does.
+    on_end: called when it does no more.
+    own_serving: what subscriptions have begun, since nobody else serves (`aembus.subscription`).
     """
 
     def __init__(self) -> None:
         self.start: Callable[[Begun], None] | None = None
         self.served = False
+        self.on_end: set[Callable[[], None]] = set()
+        self.own_serving: Any = None
 
     def handler(self, function: Handler) -> Handler:
         """Return what the event_struct calls for `function`: itself, if it is a plain one."""

@@ -35,6 +35,8 @@ class Job:
     activated_ns: when, on CLOCK_MONOTONIC.
     attempt: 1, or more if earlier attempts failed or did not survive their worker.
     key: the hash of the key given, 0 without one.
+    data: in a subscription, what was activated, as a tuple (of a typed point: the instance); a
+        handler gets it as arguments, and finds None here.
 
     A job is done when its handler returns, unless the handler has called `hold`.
     """
@@ -45,6 +47,7 @@ class Job:
         "_record",
         "activated_ns",
         "attempt",
+        "data",
         "identity",
         "key",
         "origin",
@@ -58,6 +61,7 @@ class Job:
         self.attempt = record.attempts
         self.key = record.key_hash
         self.identity = Identity(slot, lane_class, record.origin_slot, record.sequence)
+        self.data: Any = None
         self._record = record
         self._event = event
         self._keeper = keeper

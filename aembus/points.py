@@ -15,6 +15,7 @@ from aembus.shm.lanes import plain_activate
 
 if TYPE_CHECKING:
     from aembus.awaiting import Awaiting
+    from aembus.subscription import Subscriber, Subscription
     from aembus.typed import Shape
 
 TTL_S_MAX: Final = 1e9
@@ -34,12 +35,18 @@ def _mortal_job(payload: bytes, hashed: int, ttl_s: float, now_s: float) -> Job:
 class ActivationPoint:
     """One point of one bus; get it from `Bus.point` and keep it where activations are frequent."""
 
-    __slots__ = ("_awaiting", "_calls", "_route", "_sender", "name")
+    __slots__ = ("_awaiting", "_calls", "_route", "_sender", "bus", "name")
 
     def __init__(
-        self, name: str, sender: Sender, calls: Calls, awaiting: Callable[[], Awaiting]
+        self,
+        name: str,
+        sender: Sender,
+        calls: Calls,
+        awaiting: Callable[[], Awaiting],
+        bus: Subscriber,
     ) -> None:
         self.name = name
+        self.bus = bus
         self._calls = calls
         self._awaiting = awaiting
         self._sender = sender
@@ -189,6 +196,26 @@ class ActivationPoint:
         """Like `call_all`, but let the event loop go on; see `call_async`."""
         return await self._awaiting().call_all(self.name, encode(data), timeout)
 
+    def subscribe(self, **options: Any) -> Subscription[tuple[Any, ...]]:
+        """Return an asynchronous iterator over the jobs of this point: ``async for job in ...``.
+
+        `job.data` is what was activated.  The loop's body is the handler of an event: it begins
+        with one job at a time, in order, and the job is done when the next one is asked for, or
+        by `job.done()`; `job.fail(reason)` fails it.  It is in hand until then, and comes again
+        if this process dies.  Use it as ``async with point.subscribe() as jobs: async for ...``:
+        leaving that block ends the subscription, and its job as a handler would: done, or failed
+        if by an exception.  A loop that is left without it fails the job that it was at.
+
+        If nobody serves the bus, iterating does, one job at a time; for loops side by side run
+        ``bus.serve(concurrency=...)``.  Where the bus is stopped or closed the loop ends.
+
+        Args:
+            options: as for `Bus.register`.
+        """
+        from aembus.subscription import Subscription
+
+        return Subscription(self.bus, self.name, options, tuple)
+
     def rebind(self, sender: Sender, calls: Calls, awaiting: Callable[[], Awaiting]) -> None:
         """Activate through another sender from now on (the bus does, when it has joined again)."""
         self._calls = calls
@@ -285,6 +312,15 @@ class TypedPoint(Generic[_T]):
         """Like `call`, as `ActivationPoint.call_async` does."""
         sent = self._shape.to_data(data)
         return await self._point.call_async(sent, key=key, timeout=timeout, redeliver=redeliver)
+
+    def subscribe(self, **options: Any) -> Subscription[_T]:
+        """Like `ActivationPoint.subscribe`; `job.data` is the instance.
+
+        What does not fit fails as a handler's exception does, and the loop does not see it.
+        """
+        from aembus.subscription import Subscription
+
+        return Subscription(self._point.bus, self.name, options, self._shape.from_data)
 
     def handler(self, handler: Callable[[Any, _T], object]) -> Callable[..., object]:
         """Return what to register for `handler`: it raises DataMismatch for what does not fit."""

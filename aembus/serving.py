@@ -62,6 +62,8 @@ class Server:
             finally:
                 await self._cancel()
                 self._coroutines.start, self._coroutines.served = None, False
+                for told in tuple(self._coroutines.on_end):
+                    told()
                 listener.delivers = False
                 self._inbox.answer_bell()
                 self._runner.go_on()

@@ -108,7 +108,7 @@ class InProcessBus:
             return _InProcessMembership(self, bus, wanted, on_order, on_broken)
 
         bus = Bus(self.name, name=name, join=join)
-        bus._coroutines.start = self._run_to_its_end
+        bus.coroutines.start = self._run_to_its_end
         self._buses[bus.slot] = bus
         return bus
 
