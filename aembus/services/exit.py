@@ -94,6 +94,7 @@ class ExitService(Service):
         self._gone: dict[int, int] = {}  # slot -> the last incarnation that is gone
         self._exits = 0
         self._unknown = 0
+        self._given = False  # the watches are another version's
 
     async def start(self) -> None:
         """See Service."""
@@ -229,6 +230,11 @@ class ExitService(Service):
             if watch.point is None and (watch.slot, watch.incarnation) == (slot, incarnation):
                 self._remove(watched, watch)
 
+    @property
+    def in_use(self) -> bool:
+        """See Service: watches with points outlive who asked for them, and go on here."""
+        return bool(self._asked) and not self._given
+
     # --- the end, and another version -------------------------------------------------------------
 
     def hand_over(self) -> HandOver:
@@ -243,6 +249,7 @@ class ExitService(Service):
                 os.close(descriptor)
             self._listen()
             raise
+        self._given = True
         data: dict[str, Any] = {
             "watched": [[w.pid, [astuple(watch) for watch in w.watches]] for w in watched],
             "gone": list(self._gone.items()),
@@ -271,6 +278,7 @@ class ExitService(Service):
 
     def resume(self, handed: HandOver) -> None:
         """Go on with what was handed over."""
+        self._given = False
         for watched in self._watched.values():
             if watched.ended:  # its time to be told of may have passed meanwhile
                 watched.ended = False

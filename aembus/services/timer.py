@@ -246,6 +246,11 @@ class TimerService(Service):
             self._dropped += len(owner.wheel) + len(owner.owed)
             self._dropped += self._book.drop_handlers(owner.caller)
 
+    @property
+    def in_use(self) -> bool:
+        """See Service: timers at points outlive who started them, and run on here."""
+        return len(self._book) > 0
+
     def close_intakes(self) -> None:
         """Fire nothing any more."""
         self._closing = True

@@ -300,3 +300,25 @@ def test_timers_end_with_their_binding_and_the_next_version_begins_anew(
         while not fired:
             member.poll(1.0)
         assert fired == ["new"]
+
+
+@pytest.mark.parametrize("hand_over", [False, True])
+def test_a_timer_at_a_point_is_kept_by_the_old_version_or_passed_on(
+    bus_name: str, tmp_path: Path, hand_over: bool
+) -> None:
+    """Nobody is bound to the old version; it goes when its last timer has expired, or at once."""
+    with (
+        aembus.Supervisor(bus_name, services=["timer"], state_directory=tmp_path),
+        aembus.connect(bus_name) as member,
+        aembus.ServiceBox(bus_name) as box,
+    ):
+        fired: list[str] = []
+        member.register("due", lambda event, what: fired.append(what))
+        timer = member.service("timer")
+        timer.after(0.5, "due", "once")
+        member.release(timer)
+        box.upgrade("timer", hand_over=hand_over)
+        while not fired:
+            member.poll(1.0)
+        assert fired == ["once"]
+        until("the old version is gone", lambda: [s.version for s in box.list()] == ["1+2"])
