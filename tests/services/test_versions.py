@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import aembus
+from aembus.hosting.calls import KEPT_BYTES_MAX
 from tests.support.running import until
 from tests.support.tally import Tallies, tallies
 
@@ -209,13 +210,9 @@ def test_a_service_without_hand_over_says_so(bus: Tallies, tmp_path: Path) -> No
     bus.await_versions(("1", RUNNING), ("1+2", RUNNING))
 
 
-@pytest.mark.parametrize("succeeds", [True, False])
-def test_calls_wait_in_order_while_the_state_is_on_its_way(
-    bus: Tallies, tmp_path: Path, succeeds: bool
-) -> None:
-    """Whoever has the state in the end answers them: the new version, or else the old one."""
-    gate, entered = tmp_path / "gate", tmp_path / "entered"
-    more = f"""async def take_over(self, handed):
+def slow_take_over(gate: Path, entered: Path, succeeds: bool) -> str:
+    """Return the source of a take_over that makes `entered`, and awaits `gate`."""
+    return f"""async def take_over(self, handed):
         self.total = handed.data["total"]
         open({str(entered)!r}, "w").close()
         import os.path
@@ -224,6 +221,15 @@ def test_calls_wait_in_order_while_the_state_is_on_its_way(
         if not {succeeds}:
             raise ValueError("in the end")
     """
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_calls_wait_in_order_while_the_state_is_on_its_way(
+    bus: Tallies, tmp_path: Path, succeeds: bool
+) -> None:
+    """Whoever has the state in the end answers them: the new version, or else the old one."""
+    gate, entered = tmp_path / "gate", tmp_path / "entered"
+    more = slow_take_over(gate, entered, succeeds)
     bus.write("2", more)
     answers: list[list[object]] = []
     with aembus.connect(bus.bus_name) as member:
@@ -322,3 +328,35 @@ def test_a_timer_at_a_point_is_kept_by_the_old_version_or_passed_on(
             member.poll(1.0)
         assert fired == ["once"]
         until("the old version is gone", lambda: [s.version for s in box.list()] == ["1+2"])
+
+
+def test_calls_that_are_too_many_to_be_kept_stay_in_their_lane(
+    bus: Tallies, tmp_path: Path
+) -> None:
+    """So the host's memory is bounded while a state is on its way, and none of them is lost."""
+    gate, entered = tmp_path / "gate", tmp_path / "entered"
+    bus.write("2", slow_take_over(gate, entered, True))
+    with aembus.connect(bus.bus_name) as member, aembus.ServiceBox(bus.bus_name) as other:
+        tally = member.service("tally")
+        upgrading = threading.Thread(target=lambda: bus.box.upgrade("tally", hand_over=True))
+        upgrading.start()
+        until("the state is on its way", entered.exists)
+        data = bytes(member.job_bytes_max - 64)
+        sent = 0
+
+        def no_more_is_taken() -> bool:
+            nonlocal sent
+            taken = other.list()[0].calls
+            with contextlib.suppress(aembus.InboxFull):
+                while sent * len(data) < 2 * KEPT_BYTES_MAX:
+                    tally.count(data)
+                    sent += 1
+            much = taken * len(data) > 0.9 * KEPT_BYTES_MAX
+            return much and taken < sent and other.list()[0].calls == taken
+
+        until("the lane is full", no_more_is_taken)
+        kept = other.list()[0].calls * len(data)
+        gate.touch()
+        upgrading.join()
+        until("all have come", lambda: other.list()[-1].figures["total"] == sent)
+        assert kept < 1.1 * KEPT_BYTES_MAX

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import aembus
+from aembus.services import CallClient
 from tests.support.running import until
 
 SOURCE = """
@@ -20,6 +21,7 @@ class Tally(Service):
     name = "tally"
     version = {version!r}
     points = ("tally.changed",)
+    client = "tests.support.tally:TallyClient"
     broken_work = 0
 
     def __init__(self, host):
@@ -33,6 +35,10 @@ class Tally(Service):
     def add(self, caller, number):
         self.total += number
         return [{version!r}, self.total]
+
+    @call
+    def count(self, caller, data):
+        self.total += 1
 
     @call
     async def wait(self, caller):
@@ -78,6 +84,14 @@ class Tally(Service):
 def source(version: str, more: str = "") -> str:
     """Return the source of one version; `more` is the rest of its class."""
     return SOURCE.format(version=version, more=more)
+
+
+class TallyClient(CallClient):
+    """Its calls, some of them without an answer."""
+
+    def count(self, data: bytes) -> None:
+        """Add 1; raises InboxFull if there is no room at once."""
+        self._bus.tell_service(self._service, "count", (data,), timeout=0.0)
 
 
 @dataclass
