@@ -35,6 +35,7 @@ examples:
   python -m bench throughput --topologies one_to_one --sizes 48 --peers pyzmq,pipe
   python -m bench all --rounds 15 --json figures.json
   python -m bench timers --help
+  python -m bench spawning --help
 """
 
 Drivers = dict[str, type[Driver]]
@@ -62,6 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from bench import timers
 
         return timers.main(given[1:])
+    if given[:1] == ["spawning"]:
+        from bench import spawning
+
+        return spawning.main(given[1:])
     options = _parse(arguments)
     return interruptible(lambda: _run(options))
 

@@ -120,6 +120,7 @@ def end_with_parent(parent: int) -> None:
 
 def be_child(
     task: Task,
+    event: Event | None,
     channel: socket.socket,
     parent: int,
     inherited: int,
@@ -127,6 +128,7 @@ def be_child(
     """Run the handler and send what came of it; the process ends with that.
 
     Args:
+        event: made of the task's recipe; None: that is still to be done.
         channel: for the outcome.
         parent: the nursery's PID.
         inherited: a descriptor that this process keeps, and none that it forks; -1: none.
@@ -138,7 +140,7 @@ def be_child(
             os.register_at_fork(after_in_child=lambda: os.close(inherited))
         atexit._clear()  # what modules registered in the nursery is not this process's
         _like_a_fresh_process()
-        outcome = _run(task)
+        outcome = _run(task, event)
         send_outcome(channel, task.number, outcome)
     except SystemExit as ended:
         _finish()
@@ -156,12 +158,13 @@ def _like_a_fresh_process() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _run(task: Task) -> Outcome:
+def _run(task: Task, event: Event | None) -> Outcome:
     # SystemExit passes; all else is an outcome, also KeyboardInterrupt.
-    recipe = Recipe.from_frame(task.recipe)
-    name = recipe.name
+    name = ""
     try:
-        event = make_event(recipe)
+        if event is None:
+            event = make_event(Recipe.from_frame(task.recipe))
+        name = event.name
         event.id = task.event_id
         result = _deliver(event, task)
         _finish()

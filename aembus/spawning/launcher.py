@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from aembus.answers import Failure
 from aembus.event import Event
-from aembus.events import EventStruct
+from aembus.events import DEATHS_MAX, EventStruct
 from aembus.options import EventOptions
 from aembus.shm.inbox import Inbox
 from aembus.shm.lanes import Record
@@ -135,21 +135,17 @@ class Launcher:
 
     def _have(self, wanted: Wanted) -> None:
         event_id, recipe, options = wanted
-        self._drop(event_id)
         self._wanted[event_id] = wanted
-        event = Event(
-            recipe.point,
-            _never,
-            options,
-            control=self._control,
-            recipe=recipe.to_frame(),
-            launcher=self,
-        )
-        event.id = event_id
+        event = next((e for e in self._event_struct.events if e.id == event_id), None)
+        if event is None:
+            event = Event(recipe.point, _never, options, control=self._control, launcher=self)
+            event.id = event_id
+            self._event_struct.add(event)
+        # Else registered again: jobs that wait for another attempt know this one.
+        event.options, event.once, event.recipe = options, options.once, recipe.to_frame()
         children_max = options.children_max or len(os.sched_getaffinity(0))
         limit = self._limits.setdefault(_limit_key(wanted), Limit(children_max))
         limit.children_max = children_max
-        self._event_struct.add(event)
 
     def _drop(self, event_id: int) -> None:
         self._wanted.pop(event_id, None)
@@ -209,7 +205,7 @@ class Launcher:
     async def _raise_nursery(self, new: dict[int, Wanted]) -> dict[int, str]:
         # `new` may fail here; what is had already stays, and its children tell what is wrong.
         errors: dict[int, str] = {}
-        late = set(self._threaded)
+        late, deaths = set(self._threaded), 0
         while True:
             left = {event_id: one for event_id, one in new.items() if event_id not in errors}
             try:
@@ -217,6 +213,9 @@ class Launcher:
             except NurseryUseless as error:
                 module = error.module
                 blamed = [e for e, one in left.items() if module in dict(one.recipe.modules())]
+                deaths += error.died
+                if error.died and deaths < DEATHS_MAX:
+                    continue
                 if error.threads:
                     self._threaded.add(module)
                 elif blamed and not self._uses(module):

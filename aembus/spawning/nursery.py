@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aembus.control import FrameReader, pack_frame
+from aembus.event import Event
 from aembus.spawning.child import Task, be_child, end_with_parent
 from aembus.spawning.recipe import Recipe, make_event
 from aembus.spawning.references import load_module
@@ -55,6 +56,9 @@ class Nursery:
         self._outcomes = outcomes
         self._inherited = inherited
         self._frames = FrameReader()
+        self._events: dict[
+            int, tuple[list[Any], Event | None]
+        ] = {}  # by id: recipe, and made of it
         self._children: dict[int, int] = {}  # the job's number by the child's PID
         self._stamps: dict[str, int] = {}  # of the files that were imported
         self._pid = os.getpid()
@@ -131,12 +135,25 @@ class Nursery:
                 error = f"{type(raised).__name__}: {raised}"
         return {"fits": True, "error": error}
 
+    def _event(self, task: Task) -> Event | None:
+        # Made once, and not by each child; None if that has to be left to the child.
+        recipe, event = self._events.get(task.event_id, (None, None))
+        if recipe != task.recipe:
+            wanted = Recipe.from_frame(task.recipe)
+            event = None
+            if wanted.is_loaded(()):
+                with contextlib.suppress(Exception):  # the child finds the same, and tells
+                    event = make_event(wanted)
+            self._events[task.event_id] = (task.recipe, event)
+        return event
+
     def _is_stale(self) -> bool:
         return any(_stamp(file) != stamp for file, stamp in self._stamps.items())
 
     # --- children -------------------------------------------------------------------------------
 
     def _fork(self, task: Task) -> None:
+        event = self._event(task)
         begun_ns = time.monotonic_ns()
         try:
             pid = os.fork()
@@ -144,16 +161,16 @@ class Nursery:
             self._say({"op": "not_begun", "number": task.number, "text": str(error)})
             return
         if pid == 0:
-            self._become_child(task)
+            self._become_child(task, event)
         self._children[pid] = task.number
         self._say({"op": "begun", "number": task.number, "pid": pid, "begun_ns": begun_ns})
 
-    def _become_child(self, task: Task) -> None:
+    def _become_child(self, task: Task, event: Event | None) -> None:
         self._control.close()
         os.close(self._wake)
         signal.set_wakeup_fd(-1)
         os.close(self._woken)
-        be_child(task, self._outcomes, self._pid, self._inherited)
+        be_child(task, event, self._outcomes, self._pid, self._inherited)
 
     def _reap(self) -> None:
         while self._children:

@@ -50,13 +50,17 @@ class Parent(Protocol):
 class NurseryUseless(Exception):
     """A nursery could not be brought up.
 
-    module: the one at fault, empty if it is not known; threads: it starts threads.
+    module: the one at fault, empty if it is not known; threads: it starts threads; died: the
+    nursery did, perhaps for another reason.
     """
 
-    def __init__(self, text: str, module: str = "", *, threads: bool = False) -> None:
+    def __init__(
+        self, text: str, module: str = "", *, threads: bool = False, died: bool = False
+    ) -> None:
         super().__init__(text)
         self.module = module
         self.threads = threads
+        self.died = died
 
 
 class NurseryProcess(asyncio.Protocol):
@@ -233,7 +237,7 @@ class NurseryProcess(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """See asyncio.Protocol."""
         while_importing = f" while it imported {self._importing!r}" if self._importing else ""
-        gone = NurseryUseless(f"the nursery ended{while_importing}", self._importing)
+        gone = NurseryUseless(f"the nursery ended{while_importing}", self._importing, died=True)
         waited_for: list[asyncio.Future[Any]] = [self._ready, *self._checked.values()]
         for answer in waited_for:
             if not answer.done():

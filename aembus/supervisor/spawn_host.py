@@ -23,6 +23,7 @@ log = logging.getLogger("aembus")
 NAME: Final = "spawn-host"
 PROGRAM: Final = "aembus.spawning.host"
 ADOPT_S_MAX: Final = 28.0  # members wait 30 s for an answer
+AGAIN_S: Final = 0.02
 CHILDREN_S_MAX: Final = 0.5
 
 
@@ -48,24 +49,25 @@ class SpawnHost:
 
         Raises: RegistrationError if a handler cannot be had, and `member` has none of them then.
         """
-        wanted = [i for i in ids if i in member.pending and member.pending[i].spawn is not None]
+        registered = {event_id: member.pending[event_id] for event_id in ids}
+        wanted = {i: event.spawn for i, event in registered.items() if event.spawn is not None}
         if not wanted:
             return
         try:
             async with asyncio.timeout(ADOPT_S_MAX):
-                errors = await self._adopt(member, wanted)
+                errors = await self._adopt(wanted)
             if errors:
                 raise RegistrationError(
                     "; ".join(
                         f"a handler with spawn=True cannot be had in another process: {text}, "
-                        f"event={member.pending[event_id].name!r}"
+                        f"event={registered[event_id].name!r}"
                         for event_id, text in errors.items()
-                        if event_id in member.pending
                     )
                 )
         except BaseException as error:
-            for event_id in ids:
-                member.pending.pop(event_id, None)
+            for event_id, event in registered.items():
+                if member.pending.get(event_id) is event:  # else its replacement registers already
+                    del member.pending[event_id]
             self.reconcile()
             if isinstance(error, TimeoutError):
                 raise RegistrationError(
@@ -73,16 +75,17 @@ class SpawnHost:
                 ) from None
             raise
 
-    async def _adopt(self, member: Member, ids: list[int]) -> dict[int, str]:
+    async def _adopt(self, wanted: dict[int, list[Any]]) -> dict[int, str]:
         if self._member is None:
             self._member = self._members.spawn_host = self._start()
         while True:
             await self._up.wait()
-            events = [[i, *(member.pending[i].spawn or ())] for i in ids if i in member.pending]
-            self._told.update(ids)
+            events = [[event_id, *spawn] for event_id, spawn in wanted.items()]
+            self._told.update(wanted)
             answer = await self._ask({"push": "adopt", "events": events})
             if answer is not None:
                 return answer
+            await asyncio.sleep(AGAIN_S)  # its death, or leave, was not taken note of yet
 
     def _start(self) -> Member:
         if self._members.named(NAME) is not None:

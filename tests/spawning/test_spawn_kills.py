@@ -38,6 +38,7 @@ def me(bus: str) -> Iterator[aembus.Bus]:
 def worker(bus: aembus.Bus) -> None:
     """Entry point: has an event with spawn=True, and one by which it dies."""
     bus.register("work", handlers.wait_for_file, spawn=True, children_max=3)
+    bus.register("retry", handlers.fail_first, spawn=True, retries=1, backoff=1.0)
     bus.register("die", lambda event: os.kill(os.getpid(), signal.SIGKILL), redeliver=False)
 
 
@@ -119,6 +120,7 @@ def test_a_killed_registrants_events_stay_as_its_place_does(bus_name: str, tmp_p
         with aembus.connect(bus_name) as me:
             me.activate("work", str(tmp_path), 0)
             child = begun(tmp_path, 0)
+            me.activate("retry", 1)  # waits for its next attempt meanwhile
             me.activate("die")
             until("it is replaced", lambda: member(bus_name, "worker")["restarts"] == 1)
             me.activate("work", str(tmp_path), 1)
@@ -130,6 +132,7 @@ def test_a_killed_registrants_events_stay_as_its_place_does(bus_name: str, tmp_p
             for number in range(3):
                 (tmp_path / f"go-{number}").touch()
             until("work is done", lambda: member(bus_name, "spawn")["queued"] == 0)
+            assert letters(bus_name) == ["in hand when its worker died"]  # of "die"
 
 
 def test_a_killed_clients_events_go(bus: str, me: aembus.Bus, tmp_path: Path) -> None:
