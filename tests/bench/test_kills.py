@@ -130,3 +130,20 @@ def test_the_disturbance_is_measured(tmp_path: Path) -> None:
         assert (cell["load"], cell["workers_killed"], cell["failures"]) == (load, 1, [])
         assert len(cell["rates_per_s"]) == 3
         assert cell["ratio"]["median"] > 0
+
+
+def test_a_recovery_is_measured(tmp_path: Path) -> None:
+    """One kill of each kind: every stage has a time, and nothing is left."""
+    file = tmp_path / "recovery.json"
+    done = subprocess.run(
+        ["env", f"TMPDIR={tmp_path}", sys.executable, "-m", "bench.recovery", "--kills", "1",
+         "--supervisors", "1", "--json", str(file)],
+        cwd=ROOT, capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    times = {k: v for k, v in json.loads(file.read_text()).items() if isinstance(v, dict)}
+    stages = [stage for stage in times if stage != "machine"]
+    assert len(stages) == 5
+    assert all(times[stage]["max"] > 0 for stage in stages)
+    assert [path.name for path in tmp_path.iterdir()] == ["recovery.json"]
+    assert not list(Path("/dev/shm").glob("*aembus.bench-recovery.*"))

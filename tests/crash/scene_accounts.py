@@ -117,6 +117,7 @@ class Accounts:
     def __init__(self) -> None:
         self.sums = Sums()
         self.wrong: list[str] = []
+        self.inboxes: dict[str, int] = {}  # of receivers that have a name, by that
         self.ended_by_force: set[int] = set()  # PIDs; whose END need not have become DONE
         self.lanes: defaultdict[Lane, LaneAccount] = defaultdict(LaneAccount)
         self._activations: dict[Job, Entry] = {}
@@ -287,8 +288,7 @@ class Accounts:
                 self.sums.duplicated += 1
                 self._complain(f"sent though it was refused: {self._describe(job)}")
             return 0
-        both = sum(self._may_be_both(lane, d) for lane, d in deliveries if d.ended)
-        both = min(both, sum(letter.attempts > 0 for letter in letters))
+        both = sum(self._is_both(lane, d, letters) for lane, d in deliveries if d.ended)
         if present - both > activation.jobs or len(set(receivers)) < len(receivers):
             self.sums.duplicated += 1
             self._complain(f"more often than sent: {self._describe(job)}")
@@ -314,13 +314,20 @@ class Accounts:
         ended = sum(delivery.ended for _, delivery in deliveries)
         return max(len(deliveries) - ended - len(self._letters.get(job, [])), 0)
 
-    def _may_be_both(self, lane: Lane, delivery: Delivery) -> bool:
-        # Its receiver was killed between its END and DONE: then this was its last word.
+    def _is_both(self, lane: Lane, delivery: Delivery, letters: list[Letter]) -> bool:
+        # Its receiver was killed between its END and DONE: then this was its last word, and this
+        # very record is among the dead letters.
         if delivery.pid not in self.ended_by_force:
             return False
-        last_lane, last_number = self._last_word[delivery.pid]
-        last = self.lanes[last_lane].open.get(last_number)
-        return last is delivery and lane == last_lane
+        last_lane, number = self._last_word[delivery.pid]
+        if self.lanes[last_lane].open.get(number) is not delivery or lane != last_lane:
+            return False
+        return any(
+            letter.attempts > 0
+            and (letter.origin, letter.lane_number) == (lane.origin, number)
+            and letter.inbox_id == self.inboxes.get(lane.receiver, letter.inbox_id)
+            for letter in letters
+        )
 
     def _describe(self, job: Job) -> str:
         return (

@@ -329,6 +329,7 @@ class SceneBase:
 
     def take_logs(self) -> None:
         """Take in what the members have written down since the last time."""
+        self.accounts.inboxes |= {n: m.inbox_id for n, m in self.receivers().items()}
         for name, entries in self._logs.new_entries():
             self.accounts.take(name, entries)
         for letter in self._new_letters():

@@ -99,11 +99,11 @@ def registry(violation: str) -> Question:
     return Question(("-m", "tests.crash.points", "registry", "--bus", BUS), violation)
 
 
-def one_test(test: str, violation: str) -> Question:
-    """Ask one test: an exploration of schedules, or a scene."""
+def one_test(test: str, violation: str, lane: Lane = "python") -> Question:
+    """Ask one test: an exploration of schedules, a scene, or a run step by step."""
     # Without the project's own `pythonpath`, which would come before the copy.
     options = ("-q", "-x", "-o", "pythonpath=", "-p", "no:cacheprovider", "--basetemp", DIRECTORY)
-    return Question(("-m", "pytest", *options, f"tests/{test}"), violation)
+    return Question(("-m", "pytest", *options, f"tests/{test}"), violation, lane)
 
 
 _SCHEDULES: Final = "shm/test_interleavings.py::"
@@ -209,6 +209,27 @@ NO_FENCE_OF_THE_PRODUCER: Final = Bug(
         one_test(
             f"{_SCHEDULES}test_a_signal_handler_in_the_midst_of_a_refresh_loses_nothing",
             "not all have finished: [\"owner: Operation(verb='wait'",
+        ),
+    ),
+)
+
+NO_FENCE_OF_THE_PRODUCER_IN_C: Final = Bug(
+    "no fence between tail and the look at sleeping, in C",
+    "Nobody sleeps with a job in its inbox.",
+    (
+        Edit(
+            "aembus/shm/_lane_publisher.c",
+            """\
+    atomic_thread_fence(memory_order_seq_cst); /* SYNC POINT: pairs with announce_sleep's */
+""",
+            "",
+        ),
+    ),
+    (
+        one_test(
+            "shm_c/test_single_step.py::test_a_fence_stands_behind_what_is_published",
+            "function=3, steps=",
+            "c",
         ),
     ),
 )
@@ -521,6 +542,7 @@ BUGS: Final = (
     TAIL_BEFORE_PAYLOAD_IN_C,
     NO_FENCE_OF_THE_SLEEPER,
     NO_FENCE_OF_THE_PRODUCER,
+    NO_FENCE_OF_THE_PRODUCER_IN_C,
     NO_POST,
     NO_POST_FOR_THE_DEAD,
     DONE_BEFORE_THE_HANDLER,

@@ -8,9 +8,10 @@
  * functions, and step by step inside them.
  *
  * In the first form FILE's bytes, where a step has changed them, are appended to SNAPSHOTS, behind
- * the number of the call and of the step in it, both from 1, as words of 8 bytes.  How many steps
- * each call had is printed at the end.  In the second form the program is killed after STEP
- * instructions of one call, or at that call's end if it has fewer.
+ * the number of the call and of the step in it, both from 1, as words of 8 bytes.  A line is printed
+ * for each call: which function, from 0; how many steps it had; how many full fences (mfence, or a
+ * locked instruction) there were behind the last change of FILE.  In the second form the program is
+ * killed after STEP instructions of one call, or at that call's end if it has fewer.
  *
  * Exit code: 0 well, 77 tracing is not permitted here, else a message says what went wrong.
  */
@@ -32,6 +33,9 @@
 #define FUNCTIONS_MAX 8
 #define NOT_PERMITTED 77
 #define BREAKPOINT 0xCCL
+#define KNOWN 4096
+#define LOCK 0xF0
+#define MFENCE 0xF0AE0F
 
 static pid_t child;
 static const unsigned char *shared, *end_of_shared;
@@ -125,37 +129,64 @@ static void read_functions(void)
 
 /* --- steps ------------------------------------------------------------------------------------*/
 
-static void take_snapshot(uint64_t call, uint64_t step)
+/* Keep the memory if it has changed; say so. */
+static int take_snapshot(uint64_t call, uint64_t step)
 {
     size_t size = (size_t)(end_of_shared - shared);
     if (memcmp(last, shared, size) == 0)
-        return;
+        return 0;
     memcpy(last, shared, size);
     if (fwrite(&call, sizeof call, 1, snapshots) != 1 ||
         fwrite(&step, sizeof step, 1, snapshots) != 1 || fwrite(last, size, 1, snapshots) != 1)
         fail("fwrite");
+    return 1;
 }
 
-/* Step through the function whose first instruction is next; return how many steps that took. */
-static uint64_t step_through(uint64_t call, uint64_t steps_max)
+/* Say whether the instruction there orders every store before it before every load after it. */
+static int is_fence(uint64_t address)
+{
+    static struct {
+        uint64_t address;
+        int fence;
+    } known[KNOWN]; /* asking the kernel at every step would take as long as the steps */
+    uint64_t place = address % KNOWN;
+    if (known[place].address != address) {
+        uint64_t code = (uint64_t)trace(PTRACE_PEEKTEXT, address, 0);
+        known[place].address = address;
+        known[place].fence = (code & 0xFF) == LOCK || (code & 0xFFFFFF) == MFENCE;
+    }
+    return known[place].fence;
+}
+
+typedef struct {
+    uint64_t steps;
+    uint64_t fences; /* behind the last change of the memory */
+} Steps;
+
+/* Step through the function whose first instruction is next. */
+static Steps step_through(uint64_t call, uint64_t steps_max)
 {
     struct user_regs_struct registers;
     trace(PTRACE_GETREGS, 0, (uint64_t)&registers);
-    uint64_t stack = registers.rsp, step = 0;
+    uint64_t stack = registers.rsp;
+    Steps taken = {0, 0};
     do {
+        int fence = snapshots != NULL && is_fence(registers.rip);
         trace(PTRACE_SINGLESTEP, 0, 0);
         if (wait_for_stop() != SIGTRAP)
             fail("a signal in the middle of a function");
-        step++;
-        if (snapshots != NULL)
-            take_snapshot(call, step);
+        taken.steps++;
+        if (snapshots != NULL && take_snapshot(call, taken.steps))
+            taken.fences = 0;
+        taken.fences += (uint64_t)fence;
         trace(PTRACE_GETREGS, 0, (uint64_t)&registers);
-    } while (registers.rsp <= stack && step < steps_max); /* until it has returned */
-    return step;
+    } while (registers.rsp <= stack && taken.steps < steps_max); /* until it has returned */
+    return taken;
 }
 
-/* Move the child, stopped by a breakpoint, back to the instruction that belongs there. */
-static void go_back(void)
+/* Move the child, stopped by a breakpoint, back to the instruction that belongs there; return which
+ * function that begins. */
+static uint64_t go_back(void)
 {
     struct user_regs_struct registers;
     trace(PTRACE_GETREGS, 0, (uint64_t)&registers);
@@ -163,8 +194,9 @@ static void go_back(void)
     trace(PTRACE_SETREGS, 0, (uint64_t)&registers);
     for (uint64_t f = 0; f < count; f++)
         if (functions[f].address == registers.rip)
-            return;
+            return f;
     fail("a trap that is no breakpoint");
+    return 0;
 }
 
 static void map(const char *path)
@@ -182,8 +214,8 @@ static void map(const char *path)
     close(descriptor);
 }
 
-/* Run to the next call of one of the functions; 0 if the program has ended. */
-static int run_to_call(void)
+/* Run to the next call of one of the functions, say which; 0 if the program has ended. */
+static int run_to_call(uint64_t *function)
 {
     set_breakpoints(1);
     trace(PTRACE_CONT, 0, 0);
@@ -193,7 +225,7 @@ static int run_to_call(void)
     if (signal_number != SIGTRAP)
         fail("a signal outside of the functions");
     set_breakpoints(0);
-    go_back();
+    *function = go_back();
     return 1;
 }
 
@@ -211,9 +243,12 @@ int main(int argc, char **argv)
         fail(argv[2]);
     start(argv + 3 + killing);
     read_functions();
-    for (uint64_t call = 1; run_to_call(); call++) {
+    uint64_t function;
+    for (uint64_t call = 1; run_to_call(&function); call++) {
         if (!killing) {
-            printf("%llu\n", (unsigned long long)step_through(call, UINT64_MAX));
+            Steps taken = step_through(call, UINT64_MAX);
+            printf("%llu %llu %llu\n", (unsigned long long)function,
+                   (unsigned long long)taken.steps, (unsigned long long)taken.fences);
         } else if (call < kill_call) {
             step_through(call, 1); /* off the breakpoint */
         } else {

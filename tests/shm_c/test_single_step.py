@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pytest
 
@@ -34,6 +34,14 @@ def stepper(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(f"single_step.c is for x86-64, machine={platform.machine()}")
     source = Path(__file__).parent / "single_step.c"
     return compile_c(tmp_path_factory.mktemp("stepper") / "single_step", [source], "-O2")
+
+
+class Call(NamedTuple):
+    """One call: of which function, in how many steps, and full fences behind its last store."""
+
+    function: int
+    steps: int
+    fences: int
 
 
 class Run:
@@ -60,7 +68,7 @@ class Run:
         if done.returncode == NOT_PERMITTED:
             pytest.skip("a process may not trace another one here (ptrace)")
         assert done.returncode == 0, done.stderr
-        self.steps = [int(line) for line in done.stdout.split()]  # of each call
+        self.calls = [Call._make(map(int, line.split())) for line in done.stdout.splitlines()]
 
     def states(self) -> Iterator[tuple[tuple[int, int], bytes]]:
         """Yield each state that the memory was in, with the call and the step that led to it."""
@@ -72,16 +80,19 @@ class Run:
             yield (call, step), data[at + 16 : at + size]
 
 
-def test_after_each_instruction_every_job_is_whole_or_not_there(
-    stepper: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def run(stepper: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole run, step by step."""
+    return Run(stepper, tmp_path_factory.mktemp("run"))
+
+
+def test_after_each_instruction_every_job_is_whole_or_not_there(run: Run) -> None:
     """Both lanes are followed by either reader, and by a new producer, in each state of memory.
 
     Shared memory is all that a killed process leaves: what is there after an instruction is what
     a kill at that instruction leaves.
     """
-    run = Run(stepper, tmp_path)
-    assert sum(run.steps) > STEPS_MIN * len(c_producer.ACTS)
+    assert sum(call.steps for call in run.calls) > STEPS_MIN * len(c_producer.ACTS)
     seen: Counter[tuple[bool, ...]] = Counter()
     for place, state in run.states():
         for module in (reference, lane_c):
@@ -97,9 +108,16 @@ def test_after_each_instruction_every_job_is_whole_or_not_there(
     assert sum(seen.values()) > 10 * len(c_producer.ACTS)
 
 
-def test_killed_producers_leave_whole_jobs(stepper: Path, tmp_path: Path) -> None:
+def test_a_fence_stands_behind_what_is_published(run: Run) -> None:
+    """Else the look whether somebody sleeps might come before the store of `tail`, in effect."""
+    published = [call for call in run.calls if call.function == c_producer.PUBLISH]
+    assert len(published) == c_producer.ACTS.count("publish")
+    assert all(call.fences for call in published), published
+
+
+def test_killed_producers_leave_whole_jobs(stepper: Path, run: Run, tmp_path: Path) -> None:
     """SIGKILL at instructions from the first one to the last, and a look at the very memory."""
-    steps = Run(stepper, tmp_path).steps
+    steps = [call.steps for call in run.calls]
     total = sum(steps)
 
     def kill(number: int) -> None:
@@ -109,8 +127,8 @@ def test_killed_producers_leave_whole_jobs(stepper: Path, tmp_path: Path) -> Non
             call += 1
         directory = tmp_path / str(number)
         directory.mkdir()
-        run = Run(stepper, directory, (call, step))
-        memory = memoryview(bytearray(run.file.read_bytes()))
+        killed = Run(stepper, directory, (call, step))
+        memory = memoryview(bytearray(killed.file.read_bytes()))
         c_producer.check(memory, (reference, lane_c)[number % 2])
 
     with ThreadPoolExecutor(2) as pool:

@@ -29,6 +29,7 @@ CONTROLS: Final = layout.PAGE
 RING_BYTES: Final = 1024
 RINGS: Final = CONTROLS + 2 * layout.LANE_CONTROL_BYTES
 SIZE: Final = RINGS + 2 * RING_BYTES
+PUBLISH: Final = 3  # the number of the function that publishes
 SLOT: Final = 3
 INCARNATION: Final = 33
 SIZES: Final = (0, 1, 40, 61, 100, 56, 170)  # of payloads, number and checksum apart
@@ -105,6 +106,7 @@ class Writer:
         ends, publisher = module.LaneProducer, module.Publisher
         addresses = [address(ends, name) for name in ("claim", "commit", "put")]
         addresses.append(address(publisher, "publish"))
+        assert len(addresses) == PUBLISH + 1
         for place, found in enumerate((len(addresses), *addresses), FUNCTIONS):
             words[place] = found
 
