@@ -114,8 +114,7 @@ class Operations:
             member = await self._join_client(connection, request)
         connection.member = member
         member.connection = connection
-        # An activation of the new member cannot be older than this generation.
-        member.acknowledged = await self._publication.publish()
+        await self._publication.welcome(member)
         return {
             "nonce": self._nonce,
             "slot": member.slot,

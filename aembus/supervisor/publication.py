@@ -113,6 +113,14 @@ class Publication:
         self._acknowledgements.append((generation, future))
         await future
 
+    async def welcome(self, member: Member) -> None:
+        """Publish a member that has just joined: none of its activations can be older than that.
+
+        Whoever waits for all to pass a generation may wait for this one alone by now, that has
+        never been asked.
+        """
+        self.acknowledge(member, await self.publish())
+
     def acknowledge(self, member: Member, generation: int) -> None:
         """Take a member's acknowledgement."""
         member.acknowledged = max(member.acknowledged, generation)
