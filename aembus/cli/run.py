@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import math
 import os
 import re
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aembus.cli.text import count, duration, named_counts
-from aembus.cli.usage import Commands, WrongUsage, add_command, bus_name
+from aembus.cli.usage import Commands, WrongUsage, add_command, bus_name, positive_s
 from aembus.errors import OpenError, SupervisorError
 from aembus.shm import layout, names
 
@@ -110,14 +109,14 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--stop-timeout",
-        type=_seconds,
+        type=positive_s,
         default=STOP_TIMEOUT_S,
         metavar="S",
         help="how long stopping may take before workers are aborted (default: %(default)s)",
     )
     parser.add_argument(
         "--handler-timeout",
-        type=_seconds,
+        type=positive_s,
         metavar="S",
         help="end a worker whose handler runs longer: SIGABRT, which dumps its stack, then SIGKILL "
         "(default: a handler may run for ever)",
@@ -271,13 +270,3 @@ def _spin_us(text: str) -> int:
             f"want a whole number of microseconds from 0 to {SPIN_US_MAX}, got={text!r}"
         )
     return number
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"want a number of seconds above 0, got={text!r}")
-    return seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Any, TypeAlias
 
@@ -57,3 +58,21 @@ def bus_name(text: str) -> str:
         return names.check_bus_name(text)
     except OpenError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def positive_s(text: str) -> float:
+    """Return `text` as a number of seconds above 0 (for argparse)."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"want a number of seconds above 0, got={text!r}")
+    return seconds
+
+
+def positive_int(text: str) -> int:
+    """Return `text` as a whole number above 0 (for argparse)."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"want a whole number above 0, got={text!r}")
+    return int(text)
