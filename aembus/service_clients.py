@@ -11,8 +11,8 @@ from aembus.codec import encode
 from aembus.errors import ServiceError, ServiceNotFound
 from aembus.membership import Membership
 from aembus.numbers_route import NumbersRoute
+from aembus.one_way import OneWay
 from aembus.routing import ServiceVersion, Target
-from aembus.sender import Job
 from aembus.shm import layout
 
 
@@ -66,6 +66,7 @@ class ServiceClients:
         self._membership = membership
         self._bound: dict[tuple[str, str | None], _Bound] = {}  # by what was asked for
         self._resting: dict[str, OnlyClient] = {}  # by the service's name, while not bound
+        self._ways: dict[tuple[int, int, str], OneWay] = {}  # by host, version's number, and call
         self._binding = threading.RLock()
 
     def get(self, name: str, version: str | None) -> ServiceClient:
@@ -123,6 +124,8 @@ class ServiceClients:
                 self._resting[service.name] = client
             for key in keys:
                 del self._bound[key]
+            for way in [key for key in self._ways if key[1] == service.number]:
+                self._ways.pop(way).close()
             self._membership().control.request("release", number=service.number)
 
     def hosts_of(self, service: ServiceVersion) -> list[ServiceVersion]:
@@ -144,9 +147,13 @@ class ServiceClients:
         self, service: ServiceVersion, call: str, data: tuple[Any, ...], timeout_s: float
     ) -> None:
         """See Bus.tell_service."""
-        target = Target(service.slot, _call_id(service, call))
-        job = Job(encode(data), kind=layout.KIND_CALL)
-        self._membership().sender.send(target, job, timeout_s, f"{service.name}.{call}")
+        sender = self._membership().sender
+        key = (service.slot, service.number, call)
+        way = self._ways.get(key)
+        if way is None or not way.is_of(sender):
+            way = OneWay(sender, Target(service.slot, _call_id(service, call)))
+            self._ways[key] = way
+        way.send(encode(data), timeout_s, f"{service.name}.{call}")
 
     def numbers_route(self, service: ServiceVersion, call: str) -> NumbersRoute:
         """See Bus.numbers_route."""

@@ -145,7 +145,7 @@ class CallTable:
         except Exception as error:
             self._refuse(record, error)
             return
-        if inspect.isawaitable(result):
+        if result is not True and result is not None and inspect.isawaitable(result):  # it is slow
             hosted.answering += 1
             future = asyncio.ensure_future(self._answer_later(hosted, record, result))
             self._answering.add(future)

@@ -70,10 +70,18 @@ class Outgoing:
         route = self._routes.get(point)
         if route is None:
             route = self._routes[point] = self._sender.route(point)
-        job = Job(payload, IN_TURN if key_hash is None else key_hash)
+        key_hash = IN_TURN if key_hash is None else key_hash
+        if not len(self._parking):
+            publisher = route.publisher
+            if publisher is not None and (jobs := publisher.publish(payload, key_hash)):
+                return jobs
+        job = Job(payload, key_hash)
         targets = self._sender.pick(route, job)
         for target in targets:
             self._send_or_park(Parked(target, job, point, source))
+        routes = self._sender.routes
+        if route.lanes_opened != routes.lanes_opened:
+            routes.make_publisher(route)
         return len(targets)
 
     def send(self, target: Target, job: Job, source: int) -> int:

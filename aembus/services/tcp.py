@@ -320,6 +320,8 @@ class TcpService(Service):
         self._listeners = given.listeners
         for connection in given.connections:
             self._connections[connection.id] = connection
+            if not connection.stream.is_reading:
+                self._waiting.add(connection.id)
             connection.go_on()
         self._take_back(given)
 

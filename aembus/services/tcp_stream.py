@@ -250,6 +250,8 @@ class Stream:
 
     def detach(self) -> None:
         """Stand still: neither read nor write, until `reattach`."""
+        if self.closed:
+            return
         self._loop.remove_reader(self.socket.fileno())
         self._loop.remove_writer(self.socket.fileno())
 

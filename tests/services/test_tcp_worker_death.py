@@ -45,6 +45,8 @@ def serve(bus: aembus.Bus) -> None:
     framer = os.environ.get("TEST_FRAMER", "line")
     tcp.listen(os.environ["TEST_ADDRESS"], "line", framer=framer, on_worker_death=what)
 
+    waiting = bus.counter("waiting")
+
     @bus.on("line", group="g")
     def line(event: aembus.Event, connection: int, data: bytes) -> None:
         assert event.job is not None
@@ -55,6 +57,7 @@ def serve(bus: aembus.Bus) -> None:
         ):
             os.kill(os.getpid(), signal.SIGKILL)
         if data == b"wait":
+            waiting.add()
             time.sleep(60)
         tcp.send(connection, b"done %s\n" % data)
 
@@ -192,7 +195,10 @@ def test_what_is_queued_behind_waits_for_the_replacement(
     with serving(bus_name, tmp_path), Peer(port) as peer:
         peer.socket.sendall(b"wait\none\ntwo\n")
         (worker,) = until(
-            "it is in hand", lambda: [w for w in workers(bus_name) if w["queued"] == 3]
+            "it is in hand, and the others wait",
+            lambda: [
+                w for w in workers(bus_name) if w["queued"] == 3 and w["counters"].get("waiting")
+            ],
         )
         os.kill(worker["pid"], signal.SIGKILL)
         assert [peer._file.readline() for _ in range(3)] == [
