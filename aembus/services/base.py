@@ -263,7 +263,7 @@ class Service:
     def in_use(self) -> bool:
         """Whether this version still serves something that nobody else can serve.
 
-        It stays loaded until this is False; looked at a few times a second once it drains.
+        It stays loaded until this is False; looked at many times a second once it drains.
         """
         return False
 
