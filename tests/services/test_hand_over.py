@@ -8,11 +8,13 @@ import random
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import msgpack
 import pytest
 
+import aembus
 from aembus.codec import decode, encode
 from aembus.sender import FULL
 from aembus.services.base import Caller, HandOver
@@ -20,6 +22,7 @@ from aembus.services.exit import KNOWN, ExitService
 from aembus.services.timer import TimerService
 from aembus.services.wheel import timer_id
 from aembus.shm import layout
+from tests.support.running import until
 
 MS: Final = 1_000_000
 BEGIN_NS: Final = 10**15
@@ -252,3 +255,39 @@ def test_watches_are_passed_on_with_their_descriptors(fails: bool) -> None:
         *(1, layout.KIND_EXIT, 7, KNOWN + 1, 10),
     )
     assert host.activations == [(0, "gone", [children[1].pid, 2, "data"])]
+
+
+def test_timers_and_watches_go_on_over_an_upgrade(bus_name: str, tmp_path: Path) -> None:
+    """On a bus: what was started before the upgrade fires once, and can still be cancelled."""
+    fired: list[int] = []
+    told: list[Any] = []
+    beats: list[int] = []
+    with (
+        aembus.Supervisor(bus_name, services=["timer", "exit"], state_directory=tmp_path),
+        aembus.connect(bus_name) as member,
+        aembus.ServiceBox(bus_name) as box,
+        subprocess.Popen(["sh", "-c", "read line; exit 4"], stdin=subprocess.PIPE) as child,
+    ):
+        timer = member.service("timer")
+        timers = [
+            timer.after(0.2 + number * 0.002, lambda event, n: fired.append(n), number)
+            for number in range(400)
+        ]
+        timer.every(0.01, lambda event: beats.append(1))
+        member.service("exit").watch(child.pid, lambda event, *what: told.append(what), "data")
+        for name in ("timer", "exit", "timer"):
+            change = box.upgrade(name, hand_over=True)
+            assert change.handed_over
+        for started in timers[1::2]:
+            started.cancel()
+        seen = len(beats)
+        assert child.stdin is not None
+        child.stdin.close()
+        timer.after(1.2, lambda event: fired.append(-1))
+        until("all have fired", lambda: member.poll(0.1) * 0 or -1 in fired)
+        until("it is told", lambda: member.poll(0.1) * 0 or told)
+        even = [number for number in fired if number >= 0 and number % 2 == 0]
+        assert even == [*range(0, 400, 2)]
+        assert len(set(fired)) == len(fired)
+        assert len(beats) > seen
+        assert told == [(child.pid, 4, "data")]
