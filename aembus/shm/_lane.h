@@ -1,4 +1,4 @@
-/* The lane in C: the twin of lane.py, same names, same layout, same promises.
+/* The lane in C: the twin of lane*.py, same names, same layout, same promises.
  *
  * Optional: built where a compiler is found.  `aembus.shm.lanes` chooses between the two.
  *

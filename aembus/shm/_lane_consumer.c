@@ -259,7 +259,7 @@ static PyObject *consumer_has_records(Consumer *self, PyObject *unused)
 
 static void count(Consumer *self, int offset, uint64_t sequence, uint64_t records)
 {
-    /* See LaneConsumer._count in lane.py. */
+    /* See LaneConsumer._count in lane_consumer.py. */
     Word *word = word_at(&self->memory, offset);
     uint64_t counted = load(word);
     uint64_t head = load(word_at(&self->memory, LANE_HEAD)) >> CURSOR_OFFSET_BITS;

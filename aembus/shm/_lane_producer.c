@@ -103,7 +103,7 @@ static PyObject *producer_commit(Producer *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* put(payload, event_id, key_hash, activated_ns): see LaneProducer.put in lane.py. */
+/* put(payload, event_id, key_hash, activated_ns): see LaneProducer.put in lane_producer.py. */
 static PyObject *producer_put(Producer *self, PyObject *const *args, Py_ssize_t count)
 {
     if (count != 4) {

@@ -22,7 +22,7 @@ static inline uint64_t count_free(Producer *self)
     uint64_t head = load(word_at(&self->memory, LANE_HEAD));
     uint64_t capacity = self->memory.capacity;
     uint64_t free = head == self->claimed ? capacity : (head - self->claimed) & (capacity - 1);
-    /* A cursor counts to CURSOR_COUNT_MAX: see LaneProducer._count_free in lane.py. */
+    /* A cursor counts to CURSOR_COUNT_MAX: see LaneProducer._count_free in lane_producer.py. */
     uint64_t count = (head >> CURSOR_OFFSET_BITS) + capacity - free;
     if (count < self->claimed >> CURSOR_OFFSET_BITS)
         count = self->claimed >> CURSOR_OFFSET_BITS;

@@ -25,17 +25,22 @@ import posix_ipc
 from aembus.shm import layout, names
 
 _fence_lock = threading.RLock()
+_acquire, _release = _fence_lock.acquire, _fence_lock.release
 
 
 def fence() -> None:
     """Order every store before this call before every load after it (as C's seq_cst fence).
 
     Taking and releasing a free lock is a locked read-modify-write in CPython, and keeps the GIL.
-    On x86-64 that is a full fence.  It is a ``with`` block since Python runs no signal handler
-    inside of this one: Ctrl-C between `acquire()` and `release()` would leave the lock held.
+    On x86-64 that is a full fence.  (A ``with`` block does the same in three times the time.)
     """
-    with _fence_lock:
-        pass
+    try:
+        _acquire()  # inside of `try`: Ctrl-C may come right behind it
+    finally:
+        try:
+            _release()
+        except RuntimeError:  # Ctrl-C came first, while another thread had it
+            pass
 
 
 def semaphore_name(bus: str, nonce: str, inbox_id: int) -> str:

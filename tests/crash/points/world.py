@@ -77,7 +77,7 @@ class Desk:
         }
 
     def _register(self, events: list[list[Any]]) -> dict[str, Any]:
-        return {"ids": [EVENTS[self._slot, point] for point, _, _ in events]}
+        return {"ids": [EVENTS[self._slot, event[0]] for event in events]}
 
     def _publish(self, **_: Any) -> dict[str, Any]:
         return {"generation": 1}
