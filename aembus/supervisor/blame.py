@@ -20,7 +20,10 @@ SPARED_MAX: Final = 9  # what three other jobs may cost before they are put asid
 
 
 def blame(member: Member, inboxes: Inboxes) -> None:
-    """Spare the held jobs of a member whose process has died in the handler of another job."""
+    """Spare the held jobs of a member whose process has died in the handler of another job.
+
+    Once for each death, however often it is called.
+    """
     in_hand = inboxes.in_hand(member.inbox_id, held=True)
     # What was in hand at the death before, and was not begun again since, is not of this life.
     begun = [job for job in in_hand if job not in member.in_hand_at_death]

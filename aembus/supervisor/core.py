@@ -27,7 +27,6 @@ from aembus.shm.inbox import Inbox
 from aembus.shm.registry import RegistryReader, RegistryWriter
 from aembus.shm.segment import Segment
 from aembus.supervisor import outside
-from aembus.supervisor.blame import blame
 from aembus.supervisor.configuration import Configuration, WorkerSpec
 from aembus.supervisor.control import Connection, ControlServer
 from aembus.supervisor.dead_letters import DeadLetters
@@ -188,9 +187,7 @@ class SupervisorProcess:
         self._departures.on_process_gone = services.on_member_gone
         self._requests = Requests(self._members, self._inboxes, self._departures, hosting, hosts)
         self._departures.on_given_up = self._requests.on_given_up
-        self._places = Places(
-            self._members, self._inboxes, self._publication, self._departures, self._requests
-        )
+        self._places = Places(self._members, self._publication, self._departures, self._requests)
         self._replay = Replay(self._dead_letters, self._members, sender, hosting)
         try:
             return await self._serve(hosting, services, descriptor)
@@ -333,7 +330,6 @@ class SupervisorProcess:
             self._spawn_host.on_death()
         assert self._services is not None
         self._services.on_member_gone(member.slot, member.incarnation)
-        blame(member, self._inboxes)
         degraded = isinstance(decision, Restart) and decision.degraded
         self._requests.on_death(member, queued=degraded)
         member.state = STATE_DEGRADED if degraded else STATE_STARTING

@@ -16,10 +16,8 @@ from typing import Final
 from aembus.errors import NameInUse, OpenError
 from aembus.routing import STATE_DEGRADED
 from aembus.shm import names
-from aembus.supervisor.blame import blame
 from aembus.supervisor.control import Connection
 from aembus.supervisor.departures import Departures
-from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.members import (
     KIND_CLIENT,
     STATE_AWAITED,
@@ -47,13 +45,11 @@ class Places:
     def __init__(
         self,
         members: Members,
-        inboxes: Inboxes,
         publication: Publication,
         departures: Departures,
         requests: Requests,
     ) -> None:
         self._members = members
-        self._inboxes = inboxes
         self._publication = publication
         self._departures = departures
         self._requests = requests
@@ -115,7 +111,6 @@ class Places:
         member.connection = None
         member.state = STATE_AWAITED
         self._departures.forget_process(member)
-        blame(member, self._inboxes)
         self._requests.on_death(member, queued=False)
         self._publish()
         loop = asyncio.get_running_loop()

@@ -13,6 +13,7 @@ from typing import Any, Final
 from aembus.hosting.hosting import Hosting
 from aembus.shm import layout
 from aembus.shm.lanes import Record
+from aembus.supervisor.blame import blame
 from aembus.supervisor.departures import Departures
 from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.members import Member, Members
@@ -51,6 +52,7 @@ class Requests:
             member: whose process is dead; no other one has taken its place yet.
             queued: to what waits for it, too: nobody will take that up soon.
         """
+        blame(member, self._inboxes)
 
         def choose(lane_class: int, record: Record) -> int:
             started = record.header[4] & layout.STATE_MASK in layout.STATES_IN_HAND
