@@ -6,6 +6,7 @@ supervisor.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
@@ -68,6 +69,10 @@ class Membership:
         try:
             self._join(wanted)
         except BaseException:
+            # Else the slot would be taken for as long as this process lives.  Refused if it has not
+            # joined; a place is kept.
+            with contextlib.suppress(AembusError):
+                self.control.request("leave", keep=bool(wanted["name"]))
             self.control.close()
             raise
 
