@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeVar
 
-from aembus.errors import AembusError, BusBroken, BusClosed, InboxFull, JobTooLarge
+from aembus.errors import AembusError, BusBroken, BusClosed
 from aembus.gate import Decision, Deferred, Gate
 from aembus.options import DROP, FAIL, WAIT
+from aembus.refusals import no_room, too_large
 from aembus.room import Awaited, RoomWaiters
 from aembus.routes import NEVER, Route, Routes
 from aembus.routing import Routing, Target
@@ -254,7 +255,7 @@ class Sender:
                 lane = peer.open_lane(lane_class) or self._open_lane(peer, lane_class)
                 lanes.append(lane)
                 if len(payload) > lane.payload_bytes_max:
-                    raise JobTooLarge(_too_large(len(payload), lane.payload_bytes_max))
+                    raise too_large(len(payload), lane.payload_bytes_max)
                 if not lane.claim(
                     payload,
                     kind,
@@ -448,7 +449,7 @@ class Sender:
                     return jobs
                 left_s = deadline - self.clock()
                 if jobs == FAILS or left_s <= 0:
-                    raise self.no_room(what, timeout_s, targets)
+                    raise no_room(what, timeout_s, targets)
                 ready = lambda: self.refuses or awaited.has_come()  # noqa: B023, E731
                 self._wait(ready, min(left_s, LOOK_AGAIN_S))
 
@@ -476,21 +477,6 @@ class Sender:
         with self._room_waiters.flags_raised(awaited.lanes):
             yield lambda: self.refuses or awaited.has_come()
 
-    def no_room(self, what: str, timeout_s: float, targets: Sequence[Target]) -> InboxFull:
-        """Return what to raise when the time-out is over, or nobody is to be waited for."""
-        slots = [target.slot for target in targets if target.full != DROP]
-        failing = [target.slot for target in targets if target.full == FAIL]
-        found = f"for={what!r}, timeout_s={timeout_s}, slots={slots}"
-        if failing:
-            return InboxFull(
-                "no room, nothing was sent; nobody is to wait for an event that is registered "
-                f"with full='fail', {found}, failing slots={failing}"
-            )
-        return InboxFull(
-            "no room within the time-out, nothing was sent; wait longer (timeout=), "
-            f"add workers, or give the supervisor larger lanes (lane_bytes), {found}"
-        )
-
     def forget_parent(self, error: AembusError) -> None:
         """Make this copy, in a forked child, refuse everything; the parent's lanes stay as is."""
         self._gate = Gate()  # a thread of the parent may have held the old one's lock
@@ -504,10 +490,3 @@ class Sender:
             for peer in self._peers.values():
                 peer.close()
             self._peers.clear()
-
-
-def _too_large(size_bytes: int, size_bytes_max: int) -> str:
-    return (
-        "a job may take half a lane; send less, or give the supervisor larger lanes "
-        f"(lane_bytes), size={size_bytes}, max={size_bytes_max}"
-    )
