@@ -439,12 +439,12 @@ HALF_A_FAN_OUT: Final = Bug(
             "aembus/sender.py",
             """\
                 peers.append(peer)
-            decision.made = True
+            if full:
 """,
             """\
                 lane.commit()
                 peers.append(peer)
-            decision.made = True
+            if full:
 """,
         ),
     ),
