@@ -287,7 +287,7 @@ class Launcher:
         key: object = event.id if event.group is None else (event.point, event.group)
         limit = self._limits.get(key)
         if limit is None:  # an event that was closed after its only job
-            limit = Limit(1)
+            limit = self._limits[key] = Limit(1)
         if self._nursery is None or limit.waiting or limit.running >= limit.children_max:
             limit.waiting.append((record, event))
         else:
