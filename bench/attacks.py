@@ -128,7 +128,7 @@ def half_open(address: tuple[str, int]) -> None:
     while True:
         with contextlib.suppress(OSError):
             connected = socket.create_connection(address, 5.0)
-            connected.send(b"\0\0\0\1x" * 100)
+            connected.send(b"\0\0\0\1x")
             connected.shutdown(socket.SHUT_WR)
             kept.append(connected)
         if len(kept) > CONNECTIONS_MAX:
@@ -150,7 +150,7 @@ ATTACKS: Final[dict[str, Callable[[str, int], None]]] = {
         (host, port + 1), 50, b"", lambda: random.randbytes(1000), 0.02
     ).run(),
     "oversized": lambda host, port: Attack(
-        (host, port + 1), 50, b"\0\0\x0f\xff", lambda: bytes(4000), 0.02
+        (host, port + 1), 50, b"\0\1\0\0", lambda: b"x" * 4000, 0.02
     ).run(),
     "tls_handshake": lambda host, port: Attack(
         (host, port + 2), 400, b"\x16\x03\x01\x02\x00\x01", nothing, 0.1

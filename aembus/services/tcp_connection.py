@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from aembus.codec import encode, key_hash
 from aembus.services.base import Host
-from aembus.services.framing import Answer, Framer, FramingError
+from aembus.services.framing import Answer, Framer, FramingError, RawFramer
 
 from .tcp_failure import Failure
 from .tcp_opening import Entrance, Opening
@@ -23,6 +23,8 @@ from .tcp_stream import Stream
 log = logging.getLogger("aembus")  # what a peer can cause is told as INFO only: it may do so often
 
 NS: Final = 1_000_000_000
+SLICE_BYTES: Final = 4096  # cut at once: with messages of a few bytes it takes milliseconds
+MESSAGES_A_TURN: Final = 64
 LAST_ANSWERS_S: Final = 0.2  # for answers to what came right before the end
 UNSENT_S: Final = 10.0  # for a peer to take more of what is unsent, when we close
 LINGER_S: Final = 1.0  # for a peer to close as well, once everything is sent
@@ -97,7 +99,9 @@ class Connection:
         self.counted_as = counted_as
         self.failure: str | None = None
         self.is_open = False
-        self._held = b""  # what came while nobody was at the point, and is not framed yet
+        self._held = (
+            b""  # what came and is not framed yet, since nobody is at the point, or it is much
+        )
         self._keeper = keeper
         self._host = keeper.host
         self._own_key = key_hash(number)
@@ -153,15 +157,40 @@ class Connection:
         self._held += data
 
     def on_bytes(self, data: bytes) -> None:
-        """Cut what arrived into messages and activate the point with each."""
+        """Cut what arrived into messages; of many small ones, some in each turn of the loop."""
+        self._last_ns = self._host.now_ns()
+        if len(data) <= SLICE_BYTES or isinstance(self._framer, RawFramer):
+            self._cut(data)
+        else:
+            taken, position = 0, 0
+            while position < len(data) and not self._ending:
+                congested = self._host.congested(self.id)
+                if congested:
+                    self._keeper.count("pauses")
+                if congested or taken > MESSAGES_A_TURN:
+                    self._held = data[position:]
+                    self.stream.pause()
+                    self.stream.call_soon(self._go_on_cutting)
+                    return
+                taken += self._cut(data[position : position + SLICE_BYTES])
+                position += SLICE_BYTES
+        if not self._ending and self._host.congested(self.id):
+            self._keeper.count("pauses")
+            self.stream.pause()
+
+    def _go_on_cutting(self) -> None:
+        if self._held and not (self.stream.is_idle or self._host.congested(self.id)):
+            self.resume()
+
+    def _cut(self, data: bytes) -> int:
+        """Activate the point with each message that some bytes complete; return how many."""
         options = self.origin.options
         point, with_peer = options.point, options.with_peer
         activate = self._host.activate
-        self._last_ns = self._host.now_ns()
-        progressed = False
+        taken = 0
         try:
             while frames := self._framer.feed(data):
-                progressed = True
+                taken += len(frames)
                 for frame in frames:
                     if isinstance(frame, Answer):
                         self._answer(frame.data)
@@ -177,16 +206,13 @@ class Connection:
                 data = b""
         except FramingError as error:
             self._fail_framing(str(error), error.answer)
-            return
         except Exception as error:  # a framer of the user's: its fault ends this connection only
             log.exception("framer of connection %d failed", self.id)
             self._fail_framing(str(error), b"")
-            return
-        if options.message_s_max is not None and (progressed or not self._begun_ns):
-            self._note_begun()
-        if self._host.congested(self.id):
-            self._keeper.count("pauses")
-            self.stream.pause()
+        else:
+            if options.message_s_max is not None and (taken or not self._begun_ns):
+                self._note_begun()
+        return taken
 
     def _note_begun(self) -> None:
         # Asked only where the answer may have changed: it may be a copy of what is unfinished.
@@ -209,6 +235,9 @@ class Connection:
 
     def on_end_of_bytes(self) -> None:
         """The peer has shut its writing side: tell, or close when it has had its answers."""
+        while self._held and self.is_open and not self._ending:  # TLS tells of the end early
+            held, self._held = self._held[:SLICE_BYTES], self._held[SLICE_BYTES:]
+            self._cut(held)
         if self._ending:
             return
         if self.stream.is_closing or not self.is_open:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from .tcp_address import host_of
@@ -54,7 +54,7 @@ class Stream:
     """
 
     __slots__ = (
-        "_closing", "_error", "_lingering", "_loop", "_owner", "_reading", "_shutting",
+        "_closing", "_detached", "_error", "_lingering", "_loop", "_owner", "_reading", "_shutting",
         "_unsent", "_waiting", "closed", "deliver", "ended", "is_dirty", "socket", "tls",
         "unsent_bytes",
     )  # fmt: skip
@@ -77,6 +77,7 @@ class Stream:
         self._shutting = False
         self._closing = False
         self._lingering = False
+        self._detached = False
         self._error: OSError | None = None
 
     # --- reading --------------------------------------------------------------------------------
@@ -97,6 +98,15 @@ class Stream:
             return host_of(self.socket.getpeername())
         except OSError:
             return ""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is closed, or stands still."""
+        return self.closed or self._detached
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call something in the next turn of the loop."""
+        self._loop.call_soon(callback)
 
     def resume(self) -> None:
         """Read, and tell the owner."""
@@ -252,11 +262,13 @@ class Stream:
         """Stand still: neither read nor write, until `reattach`."""
         if self.closed:
             return
+        self._detached = True
         self._loop.remove_reader(self.socket.fileno())
         self._loop.remove_writer(self.socket.fileno())
 
     def reattach(self) -> None:
         """Go on as before `detach`."""
+        self._detached = False
         if self._reading:
             self._loop.add_reader(self.socket.fileno(), self._on_readable)
         if self._waiting:

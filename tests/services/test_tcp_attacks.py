@@ -121,6 +121,19 @@ def test_oversized(server: Server, good: Peer) -> None:
         counted(server, "framing_errors", before, 5, good)
 
 
+def test_floods_of_tiny_messages(server: Server, good: Peer) -> None:
+    """Thousands of empty lines a piece, without an end: a few in each turn, then a pause."""
+    flood = b"\n" * 65536
+    with attackers(server, "attacked", 10) as peers:
+        for peer in peers:
+            peer.socket.setblocking(False)
+        for _ in range(2):
+            for peer in peers:
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    peer.socket.send(flood)
+            assert good.ask(b"meanwhile") == b"meanwhile"
+
+
 def test_half_open(server: Server, good: Peer) -> None:
     """Peers that shut their side and never read or close are let go of."""
     with attackers(server, "attacked", ATTACKERS) as peers:
