@@ -71,6 +71,7 @@ class Awaiting:
                     )
                     send = functools.partial(self._sender.try_send, target, job)
                     if await self._send(target, send, deadline, point):
+                        self._calls.copy(point, data, key_hash)
                         await self._until_answered(future, deadline)
                         if not waiting.returned:
                             return self._calls.result(waiting, target, point, timeout_s)

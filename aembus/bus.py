@@ -37,6 +37,7 @@ from aembus.sender import Sender
 from aembus.service_clients import ServiceClients
 from aembus.shm.inbox import Inbox
 from aembus.stages import Stage, Stages
+from aembus.taps import harmless, tap_options
 
 if TYPE_CHECKING:
     from aembus.interruption import Interrupter
@@ -245,6 +246,26 @@ class Bus:
         self._registrations.add(event)
         return event
 
+    def tap(self, point: str, handler: Handler, *, name: str | None = None) -> Event:
+        """Have ``handler(event, *data)`` see a copy of each job of `point`, and return the event.
+
+        Nobody waits for it: what its inbox has no room for is dropped, counted as `dropped` in
+        the statistics.  Who activates or calls does not count it; what it raises is logged; copies
+        are not retried, redelivered or kept as dead letters.
+
+        Args:
+            name: tells two taps with the same handler apart.
+
+        Raises: as `register` does.
+        """
+        self._attachment.membership_or_raise()
+        options = tap_options(handler, name)
+        event = Event(
+            point, harmless(handler), options, context=None, control=self._registrations
+        )
+        self._registrations.add(event)
+        return event
+
     def on(self, point: str | TypedPoint[Any], **options: Any) -> Callable[[Handler], Handler]:
         """Register the decorated function; options as for `register`."""
 
@@ -305,6 +326,11 @@ class Bus:
     ) -> int:
         """Same as ``bus.point(point).activate(...)``; see ActivationPoint.activate."""
         return self._point(point).activate(*data, key=key, timeout=timeout, ttl=ttl)
+
+    def name_of(self, slot: int) -> str:
+        """Return the name of the member in a slot (`job.origin`); "slot N" if it has gone."""
+        member = self._sender.refresh().members.get(slot)
+        return member.name if member is not None else f"slot {slot}"
 
     @property
     def job_bytes_max(self) -> int:

@@ -153,6 +153,7 @@ class Calls:
             try:
                 job = self.request(waiting, target, point, data, key_hash, flags, deadline)
                 if self._sender.send(target, job, deadline - self._sender.clock(), point):
+                    self.copy(point, data, key_hash)
                     self._await([waiting], deadline)
                     if not waiting.returned:
                         return self.result(waiting, target, point, timeout_s)
@@ -160,6 +161,12 @@ class Calls:
                     raise CallTimeout(f"nobody stayed, point={point!r}, timeout_s={timeout_s}")
             finally:
                 self.end(waiting)
+
+    def copy(self, point: str, data: bytes, key_hash: int) -> None:
+        """Give the taps of a point a copy of a call's data."""
+        route = self._routes[point]
+        if route.queue.taps:
+            self._sender.send_copies(route, Job(data, key_hash))
 
     def result(self, waiting: Waiting, target: Target, point: str, timeout_s: float) -> Any:
         """Return what `target` has answered.  Raises CallFailed, and CallTimeout if it has not."""

@@ -40,12 +40,14 @@ class RoutingOptions:
         go without, counted as `dropped` in the statistics, so that it slows nobody down.  Calls do
         not wait for events that fail or drop, they fail.  Services, which can neither wait nor be
         told, keep what is for events that wait or fail until there is room.
+    tap: it gets copies, and is nobody's concern: see `Bus.tap`.
     """
 
     group: str | None = None
     policy: Policy = "round_robin"
     urgent: bool = False
     full: Full = "wait"
+    tap: bool = False
 
     def to_document(self) -> dict[str, Any]:
         """Return the options that are not the default, as they travel."""

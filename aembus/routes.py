@@ -88,7 +88,8 @@ class Routes:
         with self._gate.alone() as alone:
             if not alone or route.generation != self._routing().generation:
                 return
-            groups = [] if route.queue.goes_by_load else route.queue.groups()
+            long_way = route.queue.goes_by_load or route.queue.taps
+            groups = [] if long_way else route.queue.groups()
             if groups and CPublisher is not None:
                 route.publisher = CPublisher(
                     self._reader.memory,

@@ -84,16 +84,19 @@ class WaitQueue:
         everyone: get each activation.
         groups: of each, one gets it: by its key, or in turn.
         by_load: groups too, but of these the least loaded gets what has no key.
+        taps: get copies of whatever is sent to the others, or would be.
     """
 
-    __slots__ = ("_by_load", "_everyone", "_groups", "_only_group")
+    __slots__ = ("_by_load", "_everyone", "_groups", "_only_group", "taps")
 
     def __init__(
         self,
         everyone: Sequence[Target],
         groups: Sequence[Sequence[Target]],
         by_load: Sequence[Sequence[Target]] = (),
+        taps: Sequence[Target] = (),
     ) -> None:
+        self.taps = tuple(taps)
         self._everyone = tuple(everyone)
         self._groups = tuple(tuple(group) for group in groups)
         self._by_load = tuple(tuple(group) for group in by_load)
@@ -159,11 +162,15 @@ class Routing:
         everyone: list[Target] = []
         groups: dict[str, list[Target]] = {}
         by_load: set[str] = set()
+        taps: list[Target] = []
         # By event id: the order, and so the member that a key picks, is the same everywhere and
         # stays when a worker is restarted.
         for event_id, slot, document in sorted(registrations, key=_event_id):
             options = RoutingOptions(**document)
             target = _target(slot, event_id, options)
+            if options.tap:
+                taps.append(target)
+                continue
             if options.group is None:
                 everyone.append(target)
                 continue
@@ -175,6 +182,7 @@ class Routing:
             everyone,
             [group for name, group in able.items() if name not in by_load],
             [able[name] for name in groups if name in by_load],
+            taps,
         )
 
     def _able(self, group: list[Target]) -> list[Target]:
@@ -187,7 +195,7 @@ class Routing:
         return [
             _target(slot, event_id, options)
             for event_id, slot, document in registrations
-            if (options := RoutingOptions(**document)).group == group
+            if (options := RoutingOptions(**document)).group == group and not options.tap
         ]
 
 

@@ -123,7 +123,8 @@ class Sender:
             jobs = publisher.publish(payload, key_hash)
             if jobs:
                 return jobs
-        jobs = self._publish(self._pick, route, Job(payload, key_hash))
+        job = Job(payload, key_hash)
+        jobs = self._copied(route, job, self._publish(self._pick, route, job))
         if route.lanes_opened != self.routes.lanes_opened:
             self.routes.make_publisher(route)
         return jobs
@@ -136,11 +137,12 @@ class Sender:
         """Like `try_activate`, for a job that may have more than a payload and a key."""
         if job.kind == layout.KIND_JOB:
             return self.try_activate(route, job.payload, job.key_hash)
-        return self._publish(self._pick, route, job)
+        return self._copied(route, job, self._publish(self._pick, route, job))
 
     def try_activate_chosen(self, route: Route, chosen: int, job: Job) -> int:
         """Like `try_activate`, but with no turn taken: `chosen` picks the member of each group."""
-        return self._publish(self._pick_chosen, (route, chosen), job)
+        jobs = self._publish(self._pick_chosen, (route, chosen), job)
+        return self._copied(route, job, jobs)
 
     def chosen(self, route: Route, chosen: int, job: Job) -> Sequence[Target]:
         """Return the events that `try_activate_chosen` would wake."""
@@ -157,9 +159,26 @@ class Sender:
         chosen = route.turn if job.key_hash == IN_TURN else job.key_hash
         if refused == FAILS:
             timeout_s = 0.0
-        return self._publish_when_room(
+        jobs = self._publish_when_room(
             self._pick_chosen, (route, chosen), job, timeout_s, route.point
         )
+        return self._copied(route, job, jobs)
+
+    def _copied(self, route: Route, job: Job, jobs: int) -> int:
+        if route.queue.taps and jobs >= 0:
+            self.send_copies(route, job)
+        return jobs
+
+    def send_copies(self, route: Route, job: Job) -> None:
+        """Give the taps of a point a copy of a job each, as far as they have room for it.
+
+        Whatever goes wrong with one is no concern of whoever activates.
+        """
+        for target in route.queue.taps:
+            try:
+                self._publish(self._one, target, Job(job.payload, job.key_hash))
+            except AembusError as error:
+                log.debug("a tap of %r gets no copy: %s", route.point, error)
 
     def try_send(self, target: Target, job: Job) -> int:
         """Send to one member; return 1, or 0 if it is not on the bus, or FULL.

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from aembus.cli import clean, dead, doctor, fleet, look, run, service, stress, top
+from aembus.cli import clean, dead, doctor, fleet, look, run, service, stress, top, trace
 from aembus.cli.usage import WrongUsage, version
 from aembus.errors import AembusError
 
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"aembus {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        *(run.add, look.add_ls, look.add_stats, top.add, service.add, dead.add),
+        *(run.add, look.add_ls, look.add_stats, top.add, trace.add, service.add, dead.add),
         *(fleet.add_upgrade, fleet.add_scale, stress.add, clean.add, doctor.add),
     ):
         add(commands)

@@ -79,6 +79,8 @@ class Outgoing:
         targets = self._sender.pick(route, job)
         for target in targets:
             self._send_or_park(Parked(target, job, point, source))
+        if route.queue.taps:
+            self._sender.send_copies(route, job)
         routes = self._sender.routes
         if route.lanes_opened != routes.lanes_opened:
             routes.make_publisher(route)

@@ -106,6 +106,8 @@ class Departures:
 
     def dispose(self, member: Member, lane_class: int, record: Record) -> bool:
         """Give a job of a member that has gone to its group; True if somebody was there."""
+        if self.is_copy(record.event_id):
+            return True  # it counts as never sent
         if record.attempts:  # in hand: whoever gets it next may die of it too, uncounted
             failed = record.header[4] & layout.STATE_MASK == layout.STATE_FAILED
             reason = WENT_BEFORE_RETRY if failed else "in hand when its member went"
@@ -118,10 +120,17 @@ class Departures:
             return True
         return self._keep(member, lane_class, record, "its member went")
 
+    def is_copy(self, event_id: int) -> bool:
+        """Say whether a job is a tap's: nobody misses it, and it counts as never sent."""
+        registration = self._members.registration(event_id)
+        return registration is not None and registration.options.tap
+
     def forward(self, header: tuple[int, ...] | list[int], payload: bytes) -> bool:
         """Send a job on to a sibling of its event; False if its group has nobody else."""
         assert self.hosting is not None
         event_id, key_hash, sequence = header[11], header[12], header[5]
+        if self.is_copy(event_id):
+            return True
         registration = self._members.registration(event_id)
         if registration is None or registration.group is None:
             return False

@@ -254,6 +254,8 @@ class Operations:
     ) -> dict[str, Any]:
         """Take a job that its member cannot deliver: for its group, or for the dead letters."""
         member, header, payload = member_of(connection), request["header"], request["payload"]
+        if self._departures.is_copy(header[11]):
+            return {"forwarded": True}
         if request["try_group"] and self._departures.forward(header, payload):
             return {"forwarded": True}
         try:

@@ -1,0 +1,38 @@
+"""Taps: who looks at the jobs of a point and is nobody's concern.
+
+An activation that has succeeded gives each tap of its point a copy, if there is room for it; what
+there is no room for is dropped and counted in the tap's inbox.  Copies are not among the jobs that
+an activation has made, calls pass them over, and what is left of them when a tap goes is forgotten:
+it counts as never sent.  A tap costs activations of its point the short way, and those of other
+points nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from aembus.options import DROP, EventOptions
+
+log = logging.getLogger("aembus")
+
+
+def tap_options(handler: Callable[..., object], name: str | None) -> EventOptions:
+    """Return what a tap is registered with."""
+    named = name or f"tap {getattr(handler, '__qualname__', type(handler).__qualname__)}"
+    return EventOptions(name=named, full=DROP, tap=True, redeliver=False)
+
+
+def harmless(handler: Callable[..., object]) -> Callable[..., object]:
+    """Return a handler whose exceptions are logged: a copy that failed becomes no dead letter."""
+
+    @functools.wraps(handler)
+    def looked(event: Any, *data: Any) -> None:
+        try:
+            handler(event, *data)
+        except Exception:
+            log.exception("a tap's handler raised, point=%r", event.point)
+
+    return looked
