@@ -35,7 +35,7 @@ VISIT: Final = (
     *("EventStruct._give_back", "Peer._open_lane", "Segment.reserve"),
 )
 HAND_OVER: Final = (
-    *("Workers._on_process_gone", "Operations._join_worker", "Members.replace_process"),
+    *("Workers._on_process_gone", "Operations._join_spawned", "Members.replace_process"),
 )
 TAKE_OVER: Final = ("Membership._join",)
 
