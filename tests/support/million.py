@@ -54,7 +54,7 @@ def main(bus: str, implementation: str, records: int) -> None:
     with inbox_open(bus, 1) as own, peer_open(bus, PRODUCER_SLOT, 0) as peer:
         lane = peer.lane(layout.CLASS_NORMAL)
         sleeping = memoryview(peer.memory).cast("Q")
-        number = 0
+        number, pause_at = 0, PAUSE_EVERY
         while number < records:
             end = min(number + BATCH, records)
             while number < end and lane.claim(
@@ -69,7 +69,8 @@ def main(bus: str, implementation: str, records: int) -> None:
                 fence()
                 own.wait(lane.has_room, 60.0)
                 lane.want_room(False)
-            elif number % PAUSE_EVERY == 0:
+            elif number >= pause_at:  # a full lane may have cut a batch short: not at each multiple
+                pause_at += PAUSE_EVERY
                 while not sleeping[layout.SLEEPING // layout.WORD]:
                     os.sched_yield()
         sleeping.release()
