@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -21,7 +22,29 @@ def interruptible(run: Callable[[], int]) -> int:
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
+class _Held:
+    """Whether interruptions wait, and the one that does."""
+
+    depth = 0
+    number: int | None = None
+
+
+@contextlib.contextmanager
+def interruptions_held() -> Iterator[None]:
+    """Let what would interrupt this block wait for its end, whichever thread the signal reaches."""
+    _Held.depth += 1
+    try:
+        yield
+    finally:
+        _Held.depth -= 1
+        if not _Held.depth and _Held.number is not None:
+            _interrupt(_Held.number, None)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _Held.depth:
+        _Held.number = number
+        return
     # Cleaning up is bounded: once is enough.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)

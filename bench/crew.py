@@ -19,6 +19,7 @@ from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, Final, Self
 
+from bench.arguments import interruptions_held
 from bench.driver import Driver
 from bench.work import ROUND_TRIP, Batch, batches
 from bench.worker import QUIT, READY, ROUND, UP, run_worker
@@ -90,8 +91,9 @@ class Crew:
             # Ctrl-C and the like are for the bench alone: a worker never gets them.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
-                process.start()
-                self._members.append((process, ours))
+                with interruptions_held():  # a thread of ours may get them all the same
+                    process.start()
+                    self._members.append((process, ours))
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return ours
