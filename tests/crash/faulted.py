@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aembus
+from tests.crash.points.steps import die_with_parent
 from tests.crash.scene_log import POINTS, PROBE
 from tests.crash.scene_stage import PLAIN, checksum
 from tests.crash.scene_view import names_by_kind
@@ -143,6 +144,7 @@ def run_once(scenario: str, bus_name: str, number: int) -> dict[str, Any]:
     receiver, sender = os.pipe()
     child = os.fork()
     if not child:
+        die_with_parent()  # who hangs where no alarm reaches it must not outlive its test
         os.close(receiver)
         be_the_child(scenario, bus_name, number, sender)
     os.close(sender)
