@@ -260,9 +260,7 @@ class Bus:
         """
         self._attachment.membership_or_raise()
         options = tap_options(handler, name)
-        event = Event(
-            point, harmless(handler), options, context=None, control=self._registrations
-        )
+        event = Event(point, harmless(handler), options, context=None, control=self._registrations)
         self._registrations.add(event)
         return event
 

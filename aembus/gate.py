@@ -34,12 +34,11 @@ class Deferred:
         publish: publishes it, noting the decision.
     """
 
-    __slots__ = ("decision", "publish", "running", "thread")
+    __slots__ = ("decision", "publish", "thread")
 
     def __init__(self, publish: Callable[[Decision], object]) -> None:
         self.decision = Decision()
         self.publish = publish
-        self.running = False
         self.thread: Final = threading.get_ident()
 
 
@@ -79,25 +78,27 @@ class Gate:
             self.publish_deferred()
 
     def publish_deferred(self) -> None:
-        """Publish what this thread's signal handlers have put aside."""
+        """Publish what this thread's signal handlers have put aside, in the order that they did."""
         if self.is_held_here():
             return  # the activation that was interrupted does it, once it is through
-        me = threading.get_ident()
-        for deferred in [d for d in self.deferred if d.thread == me and not d.running]:
-            deferred.running = True  # from here on no signal handler's round takes it
-            try:
-                if deferred in self.deferred and not deferred.decision.made:
-                    self._publish(deferred)
-                # Not reached if a signal handler raised: then the next round finds out whether the
-                # decision was made.
-                with contextlib.suppress(ValueError):  # a signal handler's round was here before
-                    self.deferred.remove(deferred)
-            finally:
-                deferred.running = False
+        while deferred := self.first_deferred():
+            self._publish(deferred)
 
-    @staticmethod
-    def _publish(deferred: Deferred) -> None:
-        try:
-            deferred.publish(deferred.decision)
-        except AembusError:
-            log.exception("an activation from a signal handler failed")
+    def first_deferred(self) -> Deferred | None:
+        """Return what is next among what this thread's signal handlers have put aside."""
+        me = threading.get_ident()
+        return next((deferred for deferred in self.deferred if deferred.thread == me), None)
+
+    def _publish(self, deferred: Deferred) -> None:
+        # A signal handler that comes here meanwhile publishes it itself, so that what it activates
+        # then does not overtake it; and the decision keeps this round from doing it again.
+        if not deferred.decision.made:
+            try:
+                deferred.publish(deferred.decision)
+            except AembusError:
+                log.exception("an activation from a signal handler failed")
+                deferred.decision.made = True  # not to be tried again
+        # Not reached if a signal handler raised: then the next round finds out whether the decision
+        # was made.
+        with contextlib.suppress(ValueError):
+            self.deferred.remove(deferred)

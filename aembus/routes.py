@@ -104,6 +104,7 @@ class Routes:
                     self._gate, self._reader.words, route.generation, route.turn, destinations
                 )
             route.lanes_opened = self.lanes_opened
+            self._drop_if_deferred(route)
 
     def add_short_way(self, way: ShortWay) -> None:
         """Take its publisher from `way` whenever the bus changes, until `remove_short_way`."""
@@ -129,6 +130,7 @@ class Routes:
                 *([[self._destination(target)]], kind, flags, addressee),
             )
             way.lanes_opened = self.lanes_opened
+            self._drop_if_deferred(way)
 
     def _plain_destination(self, target: Target) -> Destination | None:
         lane, peer, *_ = self._destination(target)
@@ -144,8 +146,16 @@ class Routes:
             return None, None, None, 0, target.event_id, drops
         return lane, peer, peer.memory, layout.SLEEPING, target.event_id, drops
 
+    def _drop_if_deferred(self, way: Route | ShortWay) -> None:
+        if self._gate.deferred:  # it would overtake what a signal handler has put aside
+            _drop(way)
+
     def drop_publishers(self) -> None:
         """Let the next activations go the long way."""
-        for route in self._routes:
-            route.publisher = None
-            route.lanes_opened = 0
+        for way in self._routes:
+            _drop(way)
+
+
+def _drop(way: Route | ShortWay) -> None:
+    way.publisher = None
+    way.lanes_opened = 0

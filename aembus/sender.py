@@ -208,10 +208,11 @@ class Sender:
         pick: _Pick[_T],
         subject: _T,
         job: Job,
-        decision: Decision | None = None,
     ) -> int:
+        if self._gate.deferred:  # what a signal handler activated before comes first
+            self._gate.publish_deferred()
         try:
-            return self._publish_now(pick, subject, job, decision or Decision())
+            return self._publish_now(pick, subject, job)
         finally:
             if self._gate.deferred:
                 try:
@@ -219,11 +220,21 @@ class Sender:
                 finally:  # again, if a signal handler raised in the middle
                     self._gate.publish_deferred()
 
-    def _publish_now(self, pick: _Pick[_T], subject: _T, job: Job, decision: Decision) -> int:
+    def _publish_now(
+        self,
+        pick: _Pick[_T],
+        subject: _T,
+        job: Job,
+        deferred: Decision | None = None,
+    ) -> int:
+        decision = deferred or Decision()
         peers: list[Peer] = []
         try:
             with self._gate.lock:
-                if self._gate.busy:  # a signal handler inside an activation of the same thread
+                if decision.made:  # by a signal handler, just before
+                    return 0
+                # A signal handler inside an activation of the same thread?
+                if self._gate.busy or (deferred is None and self._gate.first_deferred()):
                     targets = pick(subject, job)
                     self._defer(pick, subject, job)
                     return len(targets)
@@ -247,12 +258,13 @@ class Sender:
 
     def _defer(self, pick: _Pick[_T], subject: _T, job: Job) -> None:
         def publish(decision: Decision) -> None:
-            jobs = self._publish(pick, subject, job, decision)
+            jobs = self._publish_now(pick, subject, job, decision)
             if jobs < 0:
                 what = "an activation in a signal handler"
                 self._publish_when_room(pick, subject, job, DEFERRED_TIMEOUT_S, what, decision)
 
         self._gate.deferred.append(Deferred(publish))
+        self.routes.drop_publishers()  # the short way would overtake it
 
     def _claim_and_commit(
         self,
@@ -453,7 +465,7 @@ class Sender:
         job: Job,
         timeout_s: float,
         what: str,
-        decision: Decision | None = None,
+        deferred: Decision | None = None,
     ) -> int:
         deadline = self.clock() + timeout_s
         while True:
@@ -463,7 +475,10 @@ class Sender:
             if timeout_s > 0:
                 self._room_waiters.look(awaited.has_come)
             with self._room_waiters.flags_raised(awaited.lanes):
-                jobs = self._publish(pick, subject, job, decision)
+                if deferred is None:
+                    jobs = self._publish(pick, subject, job)
+                else:
+                    jobs = self._publish_now(pick, subject, job, deferred)
                 if jobs >= 0:
                     return jobs
                 left_s = deadline - self.clock()
