@@ -10,6 +10,9 @@ BENCH_STAMP := $(VENV)/.installed-bench
 # --prefer-binary: an older wheel rather than a newer source package, which would need a compiler.
 INSTALL := $(VENV)/bin/python -m pip install --quiet --no-input --disable-pip-version-check --prefer-binary
 
+# Else every process that a test or a bench starts would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv run test lint types bench kills clean
 
