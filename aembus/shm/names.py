@@ -8,6 +8,7 @@ look in two places.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Final
