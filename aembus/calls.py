@@ -17,6 +17,7 @@ from aembus import callchain
 from aembus.callchain import Chain
 from aembus.codec import decode, encode
 from aembus.errors import AembusError, CallFailed, CallTimeout
+from aembus.looking import Looking
 from aembus.masking import masked
 from aembus.routes import Route
 from aembus.routing import SUPERVISOR_SLOT, Target
@@ -26,6 +27,7 @@ from aembus.shm.inbox import Inbox
 from aembus.shm.lanes import Record
 
 NS: Final = 1_000_000_000
+SLEEP_AFTER_S: Final = 50e-6  # without an answer; as `run` does without jobs
 
 # The error types of CallFailed where it was not the callee that raised.
 NOBODY_REGISTERED: Final = "NobodyRegistered"
@@ -114,6 +116,7 @@ class Calls:
         self._may_answer: set[int] = set()  # slots with memory for their answers
         self._draining = threading.RLock()
         self._handing_over = False
+        self._looking = Looking(SLEEP_AFTER_S)
         self.late_replies = 0
 
     # --- calling a service ------------------------------------------------------------------------
@@ -291,6 +294,9 @@ class Calls:
         )
 
     def _await(self, calls: Sequence[Waiting], deadline: float) -> None:
+        # Who begins to wait while others do does not look: one thread at a time may.
+        if len(self._waiting) == len(calls) and self._looking.look(self._inbox.has_replies):
+            self.take_replies()
         while any(waiting.answer is None for waiting in calls):
             left_s = deadline - self._sender.clock()
             if left_s <= 0:

@@ -8,11 +8,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import aembus
+from aembus import looking
 from aembus.codec import decode
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.testing import InProcessBus
@@ -419,3 +421,20 @@ def test_a_caller_that_is_killed_harms_nobody(bus_name: str, tmp_path: Path) -> 
         slow.run_in_thread()
         assert caller.point("slow").call() == 1
         assert caller.point("relay").call("slow") == 1
+
+
+def test_who_calls_looks_for_the_answer_before_it_sleeps(
+    bus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `run` looks for jobs: an answer that comes within a moment costs no sleep and no post."""
+    with aembus.connect(bus) as callee, aembus.connect(bus) as caller:
+        callee.register("p", lambda event, number: number)
+        # Whoever looks gives the core away: here, to the callee; and that takes no time.
+        monkeypatch.setattr(looking, "os", SimpleNamespace(sched_yield=lambda: callee.poll(0)))
+        monkeypatch.setattr(looking, "time", SimpleNamespace(monotonic=lambda: 0.0))
+
+        def sleep(ready: object, timeout_s: float) -> None:
+            raise AssertionError("it slept")
+
+        monkeypatch.setattr(caller._inbox, "wait", sleep)
+        assert [caller.point("p").call(number) for number in range(3)] == [0, 1, 2]
