@@ -19,7 +19,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.crash.points.sources import ROOT, build_points, copy_sources, environment
-from tests.crash.seeded import BUGS, Bug, BugDoesNotFit, Edit, Question
+from tests.crash.seeded import BUGS
+from tests.crash.seeding import Bug, BugDoesNotFit, Edit, Question
 
 pytestmark = [pytest.mark.e2e, pytest.mark.required_in_ci]
 
