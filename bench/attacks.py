@@ -31,6 +31,7 @@ from bench.report import aligned, describe
 
 CONNECTIONS_MAX: Final = 500
 BEYOND: Final = 5000
+UNDER_WAY: Final = 50  # connections of an attack, after which others are looked at
 GOOD: Final = 10
 SIZE: Final = 64
 SHARE_MIN: Final = 0.9
@@ -98,6 +99,7 @@ class Attack:
         while True:
             while len(self._sockets) < self._count:
                 self._add()
+                under_way(len(self._sockets))
             for connected in list(self._sockets):
                 if not self._keep(connected):
                     self._sockets.remove(connected)
@@ -131,9 +133,16 @@ def half_open(address: tuple[str, int]) -> None:
             connected.send(b"\0\0\0\1x")
             connected.shutdown(socket.SHUT_WR)
             kept.append(connected)
+        under_way(len(kept))
         if len(kept) > CONNECTIONS_MAX:
             kept.pop(0).close()
         time.sleep(0.002)
+
+
+def under_way(connections: int) -> None:
+    """Say, once there are so many, that it has begun: what starting costs is not the attack."""
+    if connections == UNDER_WAY:
+        print("under way", flush=True)
 
 
 def nothing() -> bytes:
@@ -164,12 +173,15 @@ ATTACKS: Final[dict[str, Callable[[str, int], None]]] = {
 @contextlib.contextmanager
 def attacking(name: str, address: str) -> Iterator[None]:
     """Attack for the length of the block."""
-    process = subprocess.Popen([sys.executable, "-m", "bench.attacks", "--attack", name, address])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
+    command = [sys.executable, "-m", "bench.attacks", "--attack", name, address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise RuntimeError(f"the attack ended, name={name}")
+            yield
+        finally:
+            process.kill()
 
 
 def measure(name: str, serving: Serving, load: Load, pairs: int, seconds: float) -> dict[str, Any]:
@@ -179,7 +191,6 @@ def measure(name: str, serving: Serving, load: Load, pairs: int, seconds: float)
     for _ in range(pairs):
         bare.append(load.ask(seconds).rate_per_s)
         with attacking(name, serving.address):
-            load.ask(seconds)  # until it is under way
             attacked.append(load.ask(seconds).rate_per_s)
             rss_mib.append(serving.rss_bytes() / 2**20)
         load.ask(0.2)

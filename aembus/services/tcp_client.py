@@ -80,7 +80,7 @@ class TcpClient:
             message_bytes_max: a longer message ends its connection.
             unsent_bytes_max: a peer that leaves more than this unread, beside what the kernel
                 buffers, is closed.  So send what is long in pieces, see `want_room`.
-            connections_max: more are closed at once, and counted.
+            connections_max: more are closed, 640 a second at most, and counted.
             connections_per_address_max: likewise for those of one address; None: no limit.
             message_s_max: a message that was begun and is not whole after so many seconds ends
                 its connection; None: it may take for ever.

@@ -30,13 +30,18 @@ class Census:
         self._per_address: Counter[str] = Counter()
         self.in_all = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many as there may be."""
+        return self.in_all >= self._in_all_max
+
     def enter(self, address: str) -> str | None:
         """Count a connection in, or return why it is refused: what to count it as.
 
         Args:
             address: whose connection it is; "" where addresses are not counted.
         """
-        if self.in_all >= self._in_all_max:
+        if self.is_full:
             return REFUSED
         if self._per_address_max is not None and address:
             if self._per_address[address] >= self._per_address_max:

@@ -1,7 +1,10 @@
 """A listening socket, and the accepting of connections.
 
 It accepts once somebody is registered at its point, a few in each turn of the event loop, so that
-a flood of connections delays nobody else for long.
+a flood of connections delays nobody else for long.  A full listener closes what comes, at most
+`REFUSALS_MAX` in each `REFUSALS_S`: 640 a second.  The others wait in the kernel's queue, of 1,024,
+for 1.6 s at most; whoever finds that full is held off by the kernel.  A connection that ends lets
+the next one in at once.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from .tcp_tls import TlsFiles
 log = logging.getLogger("aembus")
 
 ACCEPTS_A_TURN: Final = 64
+REFUSALS_MAX: Final = 64  # of a full listener, until it rests
+REFUSALS_S: Final = 0.1  # so long
 NO_DESCRIPTOR_S: Final = 0.5  # until accepting is tried again
 
 
@@ -93,6 +98,8 @@ class Listener:
         self._loop = loop
         self._acceptor = acceptor
         self._again: asyncio.TimerHandle | None = None
+        self._refusals = 0  # since the last rest
+        self._rested: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to accept.  Idempotent."""
@@ -102,9 +109,13 @@ class Listener:
 
     def stop(self) -> None:
         """Leave further connections in the kernel's queue."""
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        for handle in (self._again, self._rested):
+            if handle is not None:
+                handle.cancel()
+        self._again = self._rested = None
+        self._stop_accepting()
+
+    def _stop_accepting(self) -> None:
         if self.is_accepting:
             self.is_accepting = False
             self._loop.remove_reader(self.socket.fileno())
@@ -125,9 +136,24 @@ class Listener:
     def leave(self, address: str) -> None:
         """See Origin."""
         self.census.leave(address)
+        if self._rested is not None:
+            self.start()
+
+    def _rest(self) -> None:
+        self._stop_accepting()
+        if self._rested is None:
+            self._rested = self._loop.call_later(REFUSALS_S, self._on_rested)
+
+    def _on_rested(self) -> None:
+        self._rested = None
+        self._refusals = 0
+        self.start()
 
     def _on_connections(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
+            if self._refusals >= REFUSALS_MAX and self.census.is_full:
+                self._rest()
+                return
             try:
                 connected, name = self.socket.accept()
             except (BlockingIOError, InterruptedError):
@@ -146,6 +172,7 @@ class Listener:
             if refused_as is not None:
                 self._acceptor.count(refused_as)
                 connected.close()
+                self._refusals += self.census.is_full
                 continue
             connected.setblocking(False)
             self._acceptor.accepted(self, connected, name)

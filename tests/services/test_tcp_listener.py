@@ -1,0 +1,93 @@
+"""A full listener: whom it refuses, how soon, and who comes in next."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import Counter
+from collections.abc import Callable
+
+from aembus.services.tcp_address import bind
+from aembus.services.tcp_limits import REFUSED
+from aembus.services.tcp_listener import REFUSALS_MAX, Listener, find_parts
+from aembus.services.tcp_options import Options
+
+CONNECTIONS_MAX = 3
+
+
+class Acceptor:
+    """Keeps what is accepted, and tells of each change."""
+
+    def __init__(self) -> None:
+        self.changed = asyncio.Event()
+        self.accepted_sockets: list[socket.socket] = []
+        self.counts: Counter[str] = Counter()
+
+    def accepted(self, listener: Listener, connected: socket.socket, name: object) -> None:
+        """See tcp_listener.Acceptor."""
+        self.accepted_sockets.append(connected)
+        self.changed.set()
+
+    def count(self, what: str) -> None:
+        """See tcp_listener.Acceptor."""
+        self.counts[what] += 1
+        self.changed.set()
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        async with asyncio.timeout(20):
+            while not is_so():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+def rests(listener: Listener) -> bool:
+    """Say whether it accepts nothing now."""
+    return not listener.is_accepting
+
+
+def test_a_full_listener_rests_between_refusals() -> None:
+    """A flood is refused in pieces, and counted; a connection that ends lets the next in."""
+
+    async def run(stack: contextlib.ExitStack) -> None:
+        acceptor = Acceptor()
+        options = Options(
+            point="x",
+            framer="raw",
+            message_bytes_max=1,
+            unsent_bytes_max=1,
+            on_close=None,
+            on_end=None,
+            on_room=None,
+            on_worker_death="close",
+            with_peer=False,
+            message_s_max=None,
+            idle_s_max=None,
+            handshake_s_max=1.0,
+            tls=None,
+            connections_max=CONNECTIONS_MAX,
+        )
+        bound = bind("127.0.0.1:0", reuse_port=False, mode=None)
+        parts = find_parts(options, server_side=True)
+        listener = Listener(asyncio.get_running_loop(), bound, parts, acceptor)
+        stack.callback(listener.close)
+        peers = 2 * REFUSALS_MAX + CONNECTIONS_MAX + 1
+        for _ in range(peers):
+            stack.enter_context(socket.create_connection(bound.getsockname(), 20))
+        listener.start()
+        await acceptor.until(lambda: acceptor.counts[REFUSED] == REFUSALS_MAX)
+        assert rests(listener)
+        assert len(acceptor.accepted_sockets) == CONNECTIONS_MAX
+
+        listener.leave("")
+        assert not rests(listener)
+        await acceptor.until(lambda: len(acceptor.accepted_sockets) > CONNECTIONS_MAX)
+
+        await acceptor.until(lambda: acceptor.counts[REFUSED] == 2 * REFUSALS_MAX)
+        assert len(acceptor.accepted_sockets) == CONNECTIONS_MAX + 1
+        for connected in acceptor.accepted_sockets:
+            connected.close()
+
+    with contextlib.ExitStack() as stack:
+        asyncio.run(run(stack))
