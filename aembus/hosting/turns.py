@@ -2,6 +2,9 @@
 
 Members' calls arrive in the host's own inbox, whose doorbell is a descriptor in the event loop.
 When nothing is left a turn announces the sleep like any consumer.
+
+Calls of numbers wait for nothing and come many together: after a turn that had nothing else to do,
+what comes next of them is taken together, a millisecond later.  Any other call ends that pause.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from aembus.shm.lanes import LaneConsumer, Record
 log = logging.getLogger("aembus")
 
 NS: Final = 1_000_000_000
+COALESCE_NS: Final = 1_000_000  # for so long calls of numbers gather
 NUMBERS_A_TURN: Final = 1024  # calls of numbers from one lane: they cost half a microsecond each
 
 
@@ -63,6 +67,7 @@ class Turns:
         self._wake_ns = 0  # when that is due
         self._bound: asyncio.TimerHandle | None = None
         self._scheduled = False
+        self._coalescing = False
         self._stopped = False
 
     def start(self, descriptor: int) -> None:
@@ -94,9 +99,16 @@ class Turns:
         self._run()
 
     def _run(self) -> None:
-        worked = self.take_calls()
-        worked += self._work.work(time.monotonic_ns())
-        if worked or not self._inbox.announce_sleep(self._has_calls):
+        calls, numbers = self._take()
+        self._coalescing = numbers > 0 and calls == 0
+        if self._coalescing:
+            self._inbox.announce_sleep_without_numbers()
+            calls, numbers = self._take()  # what came before that
+            self._coalescing = numbers < NUMBERS_A_TURN and calls == 0
+        worked = self._work.work(time.monotonic_ns())
+        if self._coalescing and not worked:
+            pass
+        elif calls or numbers or worked or not self._inbox.announce_sleep(self._has_calls):
             self.schedule()
         else:
             self._sleep_bounded()
@@ -112,7 +124,7 @@ class Turns:
 
     def _on_bound(self) -> None:
         self._bound = None
-        rescued = not self._scheduled and self._has_calls()
+        rescued = not self._scheduled and not self._coalescing and self._has_calls()
         self._inbox.watch_for_lost_posts(rescued)
         if rescued or self._work.waits():
             self.schedule()
@@ -122,6 +134,9 @@ class Turns:
     def _set_wake(self) -> None:
         assert self._loop is not None
         due_ns = self._work.next_due_ns()
+        if self._coalescing:
+            soon_ns = time.monotonic_ns() + COALESCE_NS
+            due_ns = soon_ns if due_ns is None else min(due_ns, soon_ns)
         if self._wake is not None:
             if due_ns == self._wake_ns:
                 return  # as in most turns
@@ -138,29 +153,35 @@ class Turns:
 
     def take_calls(self) -> int:
         """Take what the lanes hold, within their budgets; return how much that was."""
+        return sum(self._take())
+
+    def _take(self) -> tuple[int, int]:
+        """Take what the lanes hold; return how many calls, and how many calls of numbers."""
         if not self._work.may_take():
-            return 0
-        taken = 0
+            return 0, 0
+        calls = all_numbers = 0
         for lane, budget in self._inbox.turn():
             numbers = self._take_numbers(lane)
-            taken += numbers
+            all_numbers += numbers
             for _ in range(budget if numbers < NUMBERS_A_TURN else 0):
                 record = self._inbox.take(lane)
                 if record is None:
                     break
-                taken += 1
+                is_numbers = bool(record.flags & layout.FLAG_NUMBERS)
+                calls += not is_numbers
+                all_numbers += is_numbers
                 lane.start(record)
                 if record.kind == layout.KIND_CALL:
                     self._work.take(record)
                 else:
                     log.error("this host got a record of kind %d", record.kind)
                 lane.done(record)
-                if record.flags & layout.FLAG_NUMBERS:  # more of them are likely behind it
-                    taken += self._take_numbers(lane)
-        if taken:
+                if is_numbers:  # more of them are likely behind it
+                    all_numbers += self._take_numbers(lane)
+        if calls or all_numbers:
             for slot in self._inbox.producers_wanting_room():
                 self._sender.ring(slot)
-        return taken
+        return calls, all_numbers
 
     def _take_numbers(self, lane: LaneConsumer) -> int:
         """Take the calls of numbers that are next in a lane; return how many."""

@@ -91,8 +91,9 @@ class TimerService(Service):
             owner.wheel.set_all(numbers)
         except (OverflowError, ValueError):  # one is wrong: all others are seen to
             _set_one_by_one(owner.wheel, numbers)
-        owner.next_due = owner.wheel.next_due()
-        self.host.work_is_due(self)
+        due_before, owner.next_due = owner.next_due, owner.wheel.next_due()
+        if owner.next_due is not None and owner.next_due < (due_before or NEVER):
+            self.host.work_is_due(self)
 
     @call
     def start_handler(

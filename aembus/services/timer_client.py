@@ -293,7 +293,8 @@ class TimerClient:
             if len(ids) < IDS_WORTHWHILE:
                 first = len(self._timers)
                 self._timers.extend([None] * IDS_AT_ONCE)
-                ids += [timer_id(index, 1) for index in range(first, first + IDS_AT_ONCE)]
+                step = timer_id(1, 0)
+                ids += range(timer_id(first, 1), timer_id(first + IDS_AT_ONCE, 1), step)
             ids.reverse()
             found = ids.pop()
             self._free.extend(ids)

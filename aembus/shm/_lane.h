@@ -71,6 +71,7 @@ enum {
     KIND_CALL = 4,
     KIND_LAST = 7, /* the kinds are all the numbers from KIND_PAD to this one */
     FLAG_NUMBERS = 16,
+    BELL_NOT_FOR_NUMBERS = 4, /* in an inbox's `sleeping` */
     STATE_NEW = 1,
     STATE_STARTED = 2,
     STATE_HELD = 3,

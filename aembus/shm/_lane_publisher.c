@@ -248,7 +248,9 @@ static int ring_all(Publisher *self, uint64_t chooser)
     for (Py_ssize_t g = 0; g < self->count; g++) {
         /* Chosen anew: what ring() runs may publish by this object and change `chosen`. */
         Destination *member = choose(&self->groups[g], chooser);
-        if (load(member->sleeping) == 0)
+        uint64_t sleeping = load(member->sleeping);
+        if (sleeping == 0 ||
+            (sleeping & BELL_NOT_FOR_NUMBERS && self->flags & FLAG_NUMBERS))
             continue;
         if (names == NULL)
             names = state_of((PyObject *)self);

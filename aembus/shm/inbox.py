@@ -83,7 +83,7 @@ class Inbox:
         self._turn = 0
         # Tickets go on growing from one owner to the next: a producer that has posted for our
         # predecessor's n-th sleep would else take our n-th sleep for the one it posted for.
-        first = time.monotonic_ns() & ~layout.BELL_KIND_MASK
+        first = time.monotonic_ns() & -layout.BELL_TICKET
         self._tickets = itertools.count(first, layout.BELL_TICKET)  # one step to all threads
         self._listener: Listener | None = None
         self._bells = [bell]
@@ -423,9 +423,19 @@ class Inbox:
 
         Call `end_sleep` in either case, after the wait.
         """
-        self._words[_SLEEPING_WORD] = next(self._tickets) | self._bell.kind
-        fence()  # SYNC POINT: pairs with the producer's fence between tail and sleeping
+        self._announce(self._bell.kind)
         return not ready()
+
+    def announce_sleep_without_numbers(self) -> None:
+        """Tell producers to post from now on, but not for calls of numbers.
+
+        The owner takes what the lanes hold by now, and takes those calls by itself soon after.
+        """
+        self._announce(self._bell.kind | layout.BELL_NOT_FOR_NUMBERS)
+
+    def _announce(self, bits: int) -> None:
+        self._words[_SLEEPING_WORD] = next(self._tickets) | bits
+        fence()  # SYNC POINT: pairs with the producer's fence between tail and sleeping
 
     def end_sleep(self) -> int:
         """Tell producers that no post is needed, and take back those that came; return how many."""

@@ -125,13 +125,14 @@ LANE_FORWARDED: Final = 80
 DOOR_CLOSED: Final = 0
 DOOR_OPEN: Final = 1
 
-# --- doorbell kinds (the low bits of `sleeping`; the rest is the number of the sleep) -----------
+# --- the low bits of `sleeping`: the doorbell's kind, who posts; the rest is the sleep's number ---
 AWAKE: Final = 0
 BELL_SEMAPHORE: Final = 1
 BELL_DESCRIPTOR: Final = 2
 BELL_SIGNAL: Final = 3
 BELL_KIND_MASK: Final = 3
-BELL_TICKET: Final = 4
+BELL_NOT_FOR_NUMBERS: Final = 4  # calls of numbers need not post: the owner looks by itself soon
+BELL_TICKET: Final = 8
 
 # --- cursors ------------------------------------------------------------------------------------
 UNIT: Final = CACHE_LINE
@@ -286,4 +287,4 @@ assert LANE_DROPPED // CACHE_LINE == LANE_TAIL // CACHE_LINE
 assert STATE_ATTEMPT_MAX << STATE_ATTEMPT_SHIFT < 1 << STATE_FAILURE_SHIFT
 assert STATE_FAILURE_MAX << STATE_FAILURE_SHIFT < 1 << STATE_SPARED_SHIFT
 assert STATE_SPARED_MAX << STATE_SPARED_SHIFT < 1 << 64
-assert BELL_TICKET == BELL_KIND_MASK + 1
+assert BELL_KIND_MASK < BELL_NOT_FOR_NUMBERS < BELL_TICKET

@@ -64,6 +64,18 @@ def test_many_timers_fire_once_each_and_not_early(bus: str) -> None:
         until("none is left", lambda: timer_statistics(bus)["running"] == 0)
 
 
+def test_starts_that_nobody_posts_for_are_taken(bus: str) -> None:
+    """While the service lets starts gather nobody posts for them, and it takes them all."""
+    with aembus.connect(bus) as member:
+        timer = member.service("timer")
+        started: list[Timer] = []
+        while len(started) < 60:
+            # The first one wakes the service, which then takes the others later.
+            started += [timer.after(3600.0, lambda event: None) for _ in range(3)]
+            until("they run", lambda: timer_statistics(bus)["running"] == len(started))
+        assert all(other["rescued_wakeups"] == 0 for other in statistics(bus)["members"])
+
+
 def test_cancelling_what_has_fired_does_not_touch_its_successor(bus: str) -> None:
     """An id is used again, with another generation: an old handle cancels nothing."""
     with aembus.connect(bus) as member:

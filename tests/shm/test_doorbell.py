@@ -38,6 +38,17 @@ def test_a_producer_posts_once_for_each_sleep(household: Household) -> None:
         assert inbox.end_sleep() == 2
 
 
+def test_a_sleep_without_numbers_is_ended_by_jobs(household: Household) -> None:
+    """Who would rather not be posted for calls of numbers is posted for all else, once a sleep."""
+    inbox = household.inbox
+    inbox.announce_sleep_without_numbers()
+    household.send(0)
+    inbox.announce_sleep_without_numbers()
+    household.send(0)
+    household.send(0)
+    assert inbox.end_sleep() == 2
+
+
 def test_a_replacements_sleeps_are_new_ones(household: Household) -> None:
     """A producer that posted for the dead owner's n-th sleep posts for its replacement's too."""
     for sleeps in (1, 1, 2, 3, 2):

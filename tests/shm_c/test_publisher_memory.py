@@ -146,3 +146,22 @@ def test_numbers_travel_in_the_header() -> None:
     member.take()
     assert publisher.publish_numbers(1, 2) == 0
     assert member.take() == []
+
+
+def test_a_call_of_numbers_spares_who_looks_by_itself() -> None:
+    """A sleep without numbers is ended by all but calls of numbers, another one by these too."""
+    registry, member = Registry(), Member()
+    numbers = lane_c.Publisher(
+        *(registry.memory, layout.GENERATION, GENERATION, 0, [[member.destination(1)]]),
+        *(layout.KIND_CALL, layout.FLAG_NUMBERS, 0),
+    )
+    jobs = registry.publisher([member.destination(1)])
+    asleep = layout.BELL_TICKET | layout.BELL_DESCRIPTOR
+    member.sleep(asleep | layout.BELL_NOT_FOR_NUMBERS)
+    assert numbers.publish_numbers(1, 2) == 1
+    assert member.rings == 0
+    assert jobs.publish(b"x", -1) == 1
+    assert member.rings == 1
+    member.sleep(asleep)
+    assert numbers.publish_numbers(1, 2) == 1
+    assert member.rings == 2
