@@ -71,7 +71,7 @@ def test_starts_that_nobody_posts_for_are_taken(bus: str) -> None:
         started: list[Timer] = []
         while len(started) < 60:
             # The first one wakes the service, which then takes the others later.
-            started += [timer.after(3600.0, lambda event: None) for _ in range(3)]
+            started.extend(timer.after(3600.0, lambda event: None) for _ in range(3))
             until("they run", lambda: timer_statistics(bus)["running"] == len(started))
         assert all(other["rescued_wakeups"] == 0 for other in statistics(bus)["members"])
 
