@@ -36,7 +36,8 @@ from aembus.errors import AembusError, BusBroken
 from aembus.masking import masked
 from aembus.runner import Runner
 from aembus.shm.doorbell import PipeBell
-from aembus.shm.inbox import SLEEP_S_MAX, Inbox
+from aembus.shm.inbox import Inbox
+from aembus.shm.sleeper import SLEEP_S_MAX
 
 log = logging.getLogger("aembus")
 
@@ -166,7 +167,7 @@ class Interrupter:
                 self.close()
 
     def wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
-        """See shm.inbox.Listener: block the main thread; jobs are delivered meanwhile."""
+        """See shm.sleeper.Listener: block the main thread; jobs are delivered meanwhile."""
         deadline = time.monotonic() + timeout_s
         left_s = timeout_s
         while True:

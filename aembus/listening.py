@@ -20,7 +20,8 @@ from typing import Any, Final, Self
 from aembus.calls import Calls
 from aembus.sender import Sender
 from aembus.shm.doorbell import PipeBell
-from aembus.shm.inbox import SLEEP_S_MAX, Inbox
+from aembus.shm.inbox import Inbox
+from aembus.shm.sleeper import SLEEP_S_MAX
 
 LOOK_S: Final = 0.002  # between two looks where another one listens
 
@@ -152,7 +153,7 @@ class LoopListener:
         self._timer = self.loop.call_later(pause_s, self._tick)
 
     def wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
-        """See shm.inbox.Listener: what blocks the loop hears the bell in its place."""
+        """See shm.sleeper.Listener: what blocks the loop hears the bell in its place."""
         try:
             return self._inbox.wait_for_bell(ready, timeout_s)
         finally:

@@ -19,7 +19,8 @@ from aembus.errors import BusBroken, BusClosed, JobNotInHand
 from aembus.event import Awaited, awaited
 from aembus.listening import LoopListener
 from aembus.runner import Runner
-from aembus.shm.inbox import SLEEP_S_MAX, Inbox
+from aembus.shm.inbox import Inbox
+from aembus.shm.sleeper import SLEEP_S_MAX
 
 TURN_END_S: Final = 0.0  # between two turns, whatever else is ready in the loop gets its own
 

@@ -151,7 +151,7 @@ def test_room_is_announced_by_a_post(bus: str, monkeypatch: pytest.MonkeyPatch) 
 
     Sleeps are made so long that their bound cannot come to the rescue.
     """
-    monkeypatch.setattr("aembus.shm.inbox.SLEEP_S_MAX", 60.0)
+    monkeypatch.setattr("aembus.shm.sleeper.SLEEP_S_MAX", 60.0)
     with aembus.connect(bus) as receiver:
         seen: list[int] = []
         receiver.register("p", lambda event, n: seen.append(n))

@@ -90,7 +90,7 @@ def test_what_fails_comes_again_and_others_go_on(bus: str) -> None:
 
 def test_waking_for_a_retry_is_no_rescue(bus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sleeps end by their bound when a job is due; nobody owed a post for that."""
-    monkeypatch.setattr("aembus.shm.inbox.LATE_POST_S", 0.001)
+    monkeypatch.setattr("aembus.shm.sleeper.LATE_POST_S", 0.001)
     with aembus.connect(bus) as receiver, aembus.connect(bus) as sender:
 
         def handler(event: aembus.Event) -> None:

@@ -18,8 +18,9 @@ from typing import Final, Protocol
 from aembus.sender import Sender
 from aembus.services.base import Caller
 from aembus.shm import layout
-from aembus.shm.inbox import SLEEP_S_MAX, Inbox
+from aembus.shm.inbox import Inbox
 from aembus.shm.lanes import LaneConsumer, Record
+from aembus.shm.sleeper import SLEEP_S_MAX
 
 log = logging.getLogger("aembus")
 

@@ -4,37 +4,29 @@ Read by one process, its owner; each lane is written by one producer.  Guarantee
 
 - lanes of one class are visited in turn, with a budget each, so no producer starves another;
 - urgent lanes are visited first, and again several times in a turn; a budget for all of them
-  together keeps normal ones alive: where both have jobs, at least one in nine is a normal one;
-- several threads of the owner may wait at once: one is elected to sleep on the doorbell, and
-  wakes the others, since two sleepers on one bell would eat each other's post;
-- what is closed while threads wait is let go of by the last of them, so that nothing is unmapped
-  under a sleeper;
-- every sleep is bounded.  Records found by the bound, with no post arriving late, count in
-  `rescued_wakeups`, which reads 0 when the doorbell protocol holds.  Room found by the bound does
-  not count: an owner that others keep from the core posts late, and not at all if the flag is down.
+  together keeps normal ones alive: where both have jobs, at least one in nine is a normal one.
+
+How its threads sleep on the doorbell is in `sleeper`.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import threading
-import time
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from aembus.shm import layout
 from aembus.shm.doorbell import Bell, fence, open_bell
 from aembus.shm.lane import CorruptLane, LaneCounts
 from aembus.shm.lanes import LaneConsumer, Record
 from aembus.shm.segment import Segment
+from aembus.shm.sleeper import Sleeper
 
 log = logging.getLogger("aembus")
 
-SLEEP_S_MAX: Final = 0.1
-LATE_POST_S: Final = 1.0
 BUDGET: Final = 64  # records that a normal lane may give in a turn
 BUDGET_BESIDE_URGENT: Final = 16  # the same, in an inbox that has urgent lanes
 URGENT_BUDGET: Final = 128  # records that all urgent lanes together may give at a visit
@@ -42,24 +34,13 @@ URGENT_VISITS: Final = 8  # at most so many in a turn
 
 _Turn = tuple[tuple[LaneConsumer, int], ...]
 
-_SLEEPING_WORD = layout.SLEEPING // layout.WORD
-
 
 def inbox_role(inbox_id: int) -> str:
     """Return the role of inbox number `inbox_id` in its segment's name."""
     return f"inbox{inbox_id}"
 
 
-class Listener(Protocol):
-    """Work that the bell calls a thread away for, whatever that thread does: see `Inbox.listen`."""
-
-    thread: int
-
-    def wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
-        """Block that thread as `Inbox.wait` does; by `Inbox.wait_for_bell`, and listen on after."""
-
-
-class Inbox:
+class Inbox(Sleeper):
     """The owner's end of its inbox.
 
     Args:
@@ -68,9 +49,8 @@ class Inbox:
     """
 
     def __init__(self, segment: Segment, bell: Bell) -> None:
+        super().__init__(segment.words, bell)
         self._segment = segment
-        self._words = segment.words
-        self._bell = bell
         self._slots = segment.slots
         self._lane_bytes = segment.lane_bytes
         self._doors_end = layout.DOORS + layout.LANE_CLASSES * self._slots
@@ -81,20 +61,7 @@ class Inbox:
         self._reserved: set[int] = set()  # reply lanes, by their number
         self._turns: list[_Turn] = [()]  # by the first normal lane; made when it is that one's turn
         self._turn = 0
-        # Tickets go on growing from one owner to the next: a producer that has posted for our
-        # predecessor's n-th sleep would else take our n-th sleep for the one it posted for.
-        first = time.monotonic_ns() & -layout.BELL_TICKET
-        self._tickets = itertools.count(first, layout.BELL_TICKET)  # one step to all threads
-        self._listener: Listener | None = None
-        self._bells = [bell]
-        self._suspected_at = 0.0
         self._looking = threading.RLock()
-        self._elected = threading.RLock()
-        self._waiting: list[Callable[[], bool]] = []
-        self._woken = threading.Condition()
-        self._wakes = 0
-        self._closed = False
-        self._unreleased = [self._release]  # taken out, in one step, by the thread that calls it
 
     @classmethod
     def open(cls, bus: str, nonce: str, inbox_id: int, bell_kind: int, name: str) -> Inbox:
@@ -282,193 +249,6 @@ class Inbox:
         """Return the class of one of this inbox's lanes."""
         return self._origins[lane][0]
 
-    # --- sleeping -----------------------------------------------------------------------------
-
-    def wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
-        """Block until `ready()` is true or the time is over; return what `ready()` last said.
-
-        Any thread of the owner may call it; `ready` must be cheap and take no lock.
-        It may return early when a Python signal handler ran, and does when the inbox is closed.
-        """
-        listener = self._listener
-        if listener is not None and listener.thread == threading.get_ident():
-            return listener.wait(ready, timeout_s)
-        return self.wait_for_bell(ready, timeout_s)
-
-    def wait_for_bell(self, ready: Callable[[], bool], timeout_s: float) -> bool:
-        """Do what `wait` does, also in the thread of the listener."""
-        if timeout_s <= 0:
-            return not self._closed and ready()
-        deadline = time.monotonic() + timeout_s
-        try:
-            # Inside of `try`, as `acquire` below: Ctrl-C may come right behind it.  And what undoes
-            # them is the first call in `finally`: it may come before a second one, too.
-            self._waiting.append(ready)
-            left_s = min(timeout_s, SLEEP_S_MAX)
-            while not self._closed:
-                wakes = self._wakes
-                try:
-                    if self._may_sleep() and self._elected.acquire(blocking=False):
-                        self._sleep(left_s)
-                    else:
-                        with self._woken:
-                            if self._wakes == wakes:
-                                self._woken.wait(left_s)
-                finally:
-                    try:
-                        self._elected.release()
-                    except RuntimeError:  # another thread is elected
-                        pass
-                    else:
-                        # Who came before and found us elected is in the list by now.
-                        if len(self._waiting) > 1:
-                            self._wake_others()
-                if ready():
-                    return True
-                left_s = min(deadline - time.monotonic(), SLEEP_S_MAX)
-                if left_s <= 0:
-                    return False
-            return False
-        finally:
-            try:
-                self._waiting.remove(ready)
-            except ValueError:  # Ctrl-C came first
-                pass
-            if self._closed:
-                self._release_when_unused()
-
-    def _may_sleep(self) -> bool:
-        # Two sleepers would eat each other's post; a listener hears every one.
-        listener = self._listener
-        return listener is None or listener.thread == threading.get_ident()
-
-    def listen(self, listener: Listener | None) -> None:
-        """Have one thread hear every post from now on, by a signal or in its event loop.
-
-        It calls `answer_bell` then, which wakes the other threads, and `announce_sleep` when there
-        is nothing left to do.  None: as before.
-        """
-        if listener is not None:
-            self._listener = listener
-            if self._waiting:  # a thread that sleeps by itself leaves that to the listener
-                for bell in self._bells:
-                    bell.post()
-            return
-        if not self._closed:
-            self.end_sleep()
-        self._listener = None
-        if self._closed:
-            self._release_when_unused()
-        self._wake_others()
-
-    @property
-    def is_listened_to(self) -> bool:
-        """Whether there is a listener."""
-        return self._listener is not None
-
-    def answer_bell(self) -> None:
-        """Take the posts back, for the thread that listens, and have those who wait look again."""
-        self.end_sleep()
-        if self._waiting:
-            self._wake_others()
-
-    def take_bell(self, bell: Bell) -> None:
-        """Sleep on another bell from now on; the inbox closes it.
-
-        A thread that sleeps on the last one looks again when that sleep's bound is over.
-        """
-        self._bells.append(bell)
-        self._bell = bell
-
-    def is_waited_on(self) -> bool:
-        """Say whether any thread is in `wait`, or about to leave it."""
-        return bool(self._waiting)
-
-    def _sleep(self, timeout_s: float) -> None:
-        try:
-            if self.announce_sleep(self._anyone_ready):
-                # What lies there already is for a thread that does not run: nobody posts for it.
-                watching = not self.has_records()
-                until = time.monotonic() + timeout_s
-                rung = self._bell.timed_wait(timeout_s)
-                if not rung:
-                    by_bound = watching and time.monotonic() >= until
-                    self.watch_for_lost_posts(by_bound and self.has_records())
-                elif self._suspected_at:
-                    if not self.has_records():
-                        self._suspected_at = 0.0  # a post without work: the late one
-                    self.watch_for_lost_posts(False)
-        finally:
-            self.end_sleep()
-            if not self._may_sleep():  # a listener came meanwhile, and may have announced a sleep
-                self._bell.post()
-
-    def wake(self) -> None:
-        """Make whoever waits look again, since something other than a lane has changed."""
-        try:
-            self._waiting.append(_never)  # nobody lets go of the bell meanwhile
-            if not self._closed:
-                self._bell.post()
-        finally:
-            try:
-                self._waiting.remove(_never)
-            except ValueError:
-                pass
-            if self._closed:
-                self._release_when_unused()
-        self._wake_others()
-
-    def announce_sleep(self, ready: Callable[[], bool]) -> bool:
-        """Tell producers to post from now on; False if `ready()` says that there is no need.
-
-        Call `end_sleep` in either case, after the wait.
-        """
-        self._announce(self._bell.kind)
-        return not ready()
-
-    def announce_sleep_without_numbers(self) -> None:
-        """Tell producers to post from now on, but not for calls of numbers.
-
-        The owner takes what the lanes hold by now, and takes those calls by itself soon after.
-        """
-        self._announce(self._bell.kind | layout.BELL_NOT_FOR_NUMBERS)
-
-    def _announce(self, bits: int) -> None:
-        self._words[_SLEEPING_WORD] = next(self._tickets) | bits
-        fence()  # SYNC POINT: pairs with the producer's fence between tail and sleeping
-
-    def end_sleep(self) -> int:
-        """Tell producers that no post is needed, and take back those that came; return how many."""
-        self._words[_SLEEPING_WORD] = layout.AWAKE
-        posts = self._bell.drain()
-        if posts:
-            self._suspected_at = 0.0
-        return posts
-
-    def _anyone_ready(self) -> bool:
-        for ready in tuple(self._waiting):  # noqa: SIM110  # a third of the time of any()
-            if ready():
-                return True
-        return False
-
-    def _wake_others(self) -> None:
-        with self._woken:
-            self._wakes += 1
-            self._woken.notify_all()
-
-    def watch_for_lost_posts(self, found_by_bound: bool) -> None:
-        """Take note of the end of a sleep; count a rescue once it is sure that no post came.
-
-        Args:
-            found_by_bound: the sleep's bound ended it, and there was work.
-        """
-        now = time.monotonic()
-        if self._suspected_at and now - self._suspected_at > LATE_POST_S:
-            self._words[layout.RESCUED_WAKEUPS // 8] += 1
-            self._suspected_at = 0.0
-        if found_by_bound and not self._suspected_at:
-            self._suspected_at = now
-
     def dropped(self) -> int:
         """Return how many jobs were not sent here since there was no room."""
         self.look_for_doors()
@@ -498,27 +278,6 @@ class Inbox:
         """Return one of the application's counters."""
         return int(self._words[layout.COUNTERS // 8 + index])
 
-    def close(self) -> None:
-        """Let go of the inbox in this process; what is queued stays.  Idempotent.
-
-        Does not block: whoever waits is woken, and the last to leave lets go.
-        """
-        if self._waiting:  # else the next owner would find the post
-            self.wake()
-        self._closed = True
-        self._wake_others()
-        self._release_when_unused()
-
-    def _release_when_unused(self) -> None:
-        # Who comes into `_waiting` from now on sees that it is closed, and touches nothing.
-        if self._waiting or self._listener is not None:
-            return
-        try:
-            release = self._unreleased.pop()
-        except IndexError:
-            return
-        release()
-
     def _release(self) -> None:
         for lanes in self.lanes:
             for lane in lanes:
@@ -529,10 +288,6 @@ class Inbox:
         for bell in self._bells:
             bell.close()
         self._segment.close()
-
-
-def _never() -> bool:
-    return False
 
 
 def _any_has_records(lanes: list[LaneConsumer]) -> bool:

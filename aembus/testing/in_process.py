@@ -168,7 +168,7 @@ class InProcessBus:
                 return ready()
         return True
 
-    wait = _wait  # as shm.inbox.Listener
+    wait = _wait  # as shm.sleeper.Listener
 
     def _run_to_its_end(self, begun: Begun) -> None:
         async def run() -> None:

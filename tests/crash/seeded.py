@@ -70,7 +70,7 @@ NO_FENCE_OF_THE_SLEEPER: Final = Bug(
     "Nobody sleeps with a job in its inbox.",
     (
         Edit(
-            "aembus/shm/inbox.py",
+            "aembus/shm/sleeper.py",
             """\
         fence()  # SYNC POINT: pairs with the producer's fence between tail and sleeping
 """,

@@ -12,8 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from aembus.shm import doorbell, layout
-from aembus.shm import inbox as inbox_module
+from aembus.shm import doorbell, layout, sleeper
 from aembus.shm.doorbell import Ringer, create_bell, fence, open_bell, unlink_bell
 from aembus.shm.inbox import Inbox
 from tests.support.interruption import At, every_ctrl_c, handler
@@ -282,8 +281,8 @@ def test_a_lost_post_is_rescued_and_counted(
     household: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without posts the bound finds the jobs, and `rescued_wakeups` says that it had to."""
-    monkeypatch.setattr(inbox_module, "SLEEP_S_MAX", 0.005)
-    monkeypatch.setattr(inbox_module, "LATE_POST_S", 0.02)
+    monkeypatch.setattr(sleeper, "SLEEP_S_MAX", 0.005)
+    monkeypatch.setattr(sleeper, "LATE_POST_S", 0.02)
     monkeypatch.setattr(Ringer, "ring", lambda self, sleeping: None)
     inbox = household.inbox
     ScriptedBell(inbox, *[lambda: household.send(0)] * 20)
@@ -297,8 +296,8 @@ def test_one_lost_post_among_many_is_counted(
     household: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A post that is lost once shows, though the sleeps around it are ended by theirs."""
-    monkeypatch.setattr(inbox_module, "SLEEP_S_MAX", 0.02)
-    monkeypatch.setattr(inbox_module, "LATE_POST_S", 0.0)
+    monkeypatch.setattr(sleeper, "SLEEP_S_MAX", 0.02)
+    monkeypatch.setattr(sleeper, "LATE_POST_S", 0.0)
     inbox = household.inbox
     ring = [lambda: household.send(0)] * 5
     ScriptedBell(inbox, *ring, lambda: put(household.peers[0], b"job"), *ring)
@@ -310,8 +309,8 @@ def test_one_lost_post_among_many_is_counted(
 
 def test_a_late_post_is_no_lost_one(household: Household, monkeypatch: pytest.MonkeyPatch) -> None:
     """A producer that was stopped before its post, and posts later, counts for nothing."""
-    monkeypatch.setattr(inbox_module, "SLEEP_S_MAX", 0.005)
-    monkeypatch.setattr(inbox_module, "LATE_POST_S", 0.02)
+    monkeypatch.setattr(sleeper, "SLEEP_S_MAX", 0.005)
+    monkeypatch.setattr(sleeper, "LATE_POST_S", 0.02)
     inbox = household.inbox
     sleeping: list[int] = []
 

@@ -29,7 +29,7 @@ from aembus.runner import Runner
 from aembus.sender import IN_TURN, Sender
 from aembus.shm import inbox as inbox_module
 from aembus.shm import lane as lane_module
-from aembus.shm import lane_consumer, lane_producer, layout
+from aembus.shm import lane_consumer, lane_producer, layout, sleeper
 from aembus.shm.doorbell import Ringer
 from aembus.shm.inbox import Inbox
 from aembus.shm.lane import LaneConsumer, LaneProducer
@@ -61,9 +61,9 @@ class Machine:
         monkeypatch.setattr(lane_consumer, "_copy", _copy)
         # What is read off a clock goes into shared memory: it must be the same in each replay.
         clock = SimpleNamespace(monotonic=time.monotonic, monotonic_ns=lambda: 77)
-        for module in (inbox_module, publisher_module, room_module, sender_module):
+        for module in (inbox_module, sleeper, publisher_module, room_module, sender_module):
             monkeypatch.setattr(module, "fence", self.fence)
-        for module in (inbox_module, publisher_module, sender_module):
+        for module in (sleeper, publisher_module, sender_module):
             monkeypatch.setattr(module, "time", clock)
         # How often it looks depends on a clock; it only reads, and then does what is tested here.
         monkeypatch.setattr(Looking, "look", lambda *_: False)

@@ -51,7 +51,7 @@ bus.run()
 @pytest.fixture
 def bus(bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bus without workers, on which this process sleeps until it is woken."""
-    monkeypatch.setattr("aembus.shm.inbox.SLEEP_S_MAX", LONG_S)
+    monkeypatch.setattr("aembus.shm.sleeper.SLEEP_S_MAX", LONG_S)
     with aembus.Supervisor(bus_name, state_directory=tmp_path, lane_bytes=4096):
         yield bus_name
 
