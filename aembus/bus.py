@@ -28,6 +28,7 @@ from aembus.forks import poison_in_children
 from aembus.masking import masked
 from aembus.membership import Membership
 from aembus.numbers_route import NumbersRoute
+from aembus.one_way import OneWayCall
 from aembus.options import EventOptions, Full, Policy
 from aembus.points import ActivationPoint, TypedPoint
 from aembus.registrations import Registrations
@@ -373,6 +374,10 @@ class Bus:
     ) -> None:
         """Call a service that gives no answer (for service clients)."""
         self._services.tell(service, call, data, timeout)
+
+    def one_way_call(self, service: ServiceVersion, call: str, timeout: float = 5.0) -> OneWayCall:
+        """Return the short way of a service call that gives no answer (for service clients)."""
+        return self._services.one_way_call(service, call, timeout)
 
     def numbers_route(self, service: ServiceVersion, call: str) -> NumbersRoute:
         """Return the short way of a service call of two numbers (for service clients)."""

@@ -6,12 +6,13 @@ full, and right after the bus has changed, calls go the sender's long way.
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Callable
+from typing import Any, final
 
 from aembus.routing import Target
 from aembus.sender import Job, Sender
 from aembus.shm import layout
-from aembus.shm.lanes import Publisher
+from aembus.shm.lanes import Publisher, plain_activate
 
 
 @final
@@ -49,3 +50,28 @@ class OneWay:
         """Send nothing more this way."""
         self.publisher = None
         self._sender.routes.remove_short_way(self)
+
+
+@final
+class OneWayCall:
+    """A call without an answer, for a service client that makes it often; `Bus.one_way_call`.
+
+    Args:
+        send: sends the data, and returns the way by which the next ones may go: another one where
+            the process has joined a bus again.
+    """
+
+    __slots__ = ("_route", "_send")
+
+    def __init__(self, send: Callable[[tuple[Any, ...]], OneWay]) -> None:
+        self._route: OneWay | None = None
+        self._send = send
+
+    @plain_activate
+    def tell(self, *data: Any) -> int:
+        """Make the call, in one step of the lane in C where the data are plain and there is room.
+
+        Raises: see Bus.tell_service.
+        """
+        self._route = self._send(data)
+        return 1

@@ -11,7 +11,7 @@ from aembus.codec import encode
 from aembus.errors import ServiceError, ServiceNotFound
 from aembus.membership import Membership
 from aembus.numbers_route import NumbersRoute
-from aembus.one_way import OneWay
+from aembus.one_way import OneWay, OneWayCall
 from aembus.routing import ServiceVersion, Target
 from aembus.shm import layout
 
@@ -145,8 +145,8 @@ class ServiceClients:
 
     def tell(
         self, service: ServiceVersion, call: str, data: tuple[Any, ...], timeout_s: float
-    ) -> None:
-        """See Bus.tell_service."""
+    ) -> OneWay:
+        """See Bus.tell_service.  Returns the way that the call has taken."""
         sender = self._membership().sender
         key = (service.slot, service.number, call)
         way = self._ways.get(key)
@@ -154,6 +154,11 @@ class ServiceClients:
             way = OneWay(sender, Target(service.slot, _call_id(service, call)))
             self._ways[key] = way
         way.send(encode(data), timeout_s, f"{service.name}.{call}")
+        return way
+
+    def one_way_call(self, service: ServiceVersion, call: str, timeout_s: float) -> OneWayCall:
+        """See Bus.one_way_call."""
+        return OneWayCall(lambda data: self.tell(service, call, data, timeout_s))
 
     def numbers_route(self, service: ServiceVersion, call: str) -> NumbersRoute:
         """See Bus.numbers_route."""

@@ -145,12 +145,13 @@ class CallTable:
         except Exception as error:
             self._refuse(record, error)
             return
-        if result is not True and result is not None and inspect.isawaitable(result):  # it is slow
+        # Asking is slow, and most calls return neither.
+        if result is not True and result is not None and inspect.isawaitable(result):
             hosted.answering += 1
             future = asyncio.ensure_future(self._answer_later(hosted, record, result))
             self._answering.add(future)
             future.add_done_callback(self._answering.discard)
-        else:
+        elif record.flags & layout.FLAG_WANTS_REPLY:
             self._answer(record, result)
 
     async def _answer_later(self, hosted: Hosted, record: Record, result: Awaitable[Any]) -> None:

@@ -59,6 +59,7 @@ class Hosted:
     later: while its state is on its way to another version: what that one, or else this one, is
         to do then.
     passed_on: it has given its state away, for good.
+    has_times: its service says when it wants to work next.
     """
 
     def __init__(self, surroundings: Surroundings, code: ServiceCode, number: int) -> None:
@@ -80,6 +81,7 @@ class Hosted:
         self._not_before_ns = 0
         self._running: asyncio.Task[None] | None = None
         self.service: Service = code.service_class(VersionHost(surroundings, self))
+        self.has_times = type(self.service).next_due_ns is not Service.next_due_ns
 
     @property
     def name(self) -> str:
@@ -108,11 +110,13 @@ class Hosted:
         """Let the service do what is due; after a failure, not again for a second."""
         if self.passed_on or self.later is not None or now_ns < self._not_before_ns:
             return 0
-        failures = self.failures
-        worked = self.ask("do_work", now_ns)
-        if self.failures != failures:
+        try:
+            return self.service.do_work(now_ns) or 0
+        except Exception:
+            self.failures += 1
+            log.exception("service %r version %s failed in do_work", self.name, self.label)
             self._not_before_ns = now_ns + WORK_AGAIN_NS
-        return worked or 0
+            return 0
 
     def next_due_ns(self) -> int | None:
         """Return when `do_work` is wanted next; None: not before something happens."""
@@ -177,6 +181,11 @@ class VersionHost:
         self._surroundings = surroundings
         self._outgoing = surroundings.outgoing
         self._hosted = hosted
+        # See Host: these are asked for each message, and need no frame of their own here.
+        self.now_ns: Callable[[], int] = time.monotonic_ns
+        self.point = self._outgoing.point
+        self.activate = self._outgoing.activate
+        self.congested = self._outgoing.congested
 
     @property
     def job_bytes_max(self) -> int:
@@ -188,10 +197,6 @@ class VersionHost:
         """See Host."""
         return self._surroundings.is_supervisor
 
-    def now_ns(self) -> int:
-        """See Host."""
-        return time.monotonic_ns()
-
     def wall_ns(self) -> int:
         """See Host."""
         return time.time_ns()
@@ -199,10 +204,6 @@ class VersionHost:
     def new_source(self) -> int:
         """See Host."""
         return self._outgoing.new_source()
-
-    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
-        """See Host."""
-        return self._outgoing.activate(point, payload, key_hash, source)
 
     def send(self, target: Target, job: Job, source: int = 0) -> int:
         """See Host."""
@@ -224,10 +225,6 @@ class VersionHost:
         """See Host."""
         member = self._outgoing.routing().members.get(slot)
         return member.incarnation if member is not None else 0
-
-    def congested(self, source: int) -> bool:
-        """See Host."""
-        return self._outgoing.congested(source)
 
     def forget_source(self, source: int) -> None:
         """See Host."""

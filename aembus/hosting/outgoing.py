@@ -14,8 +14,10 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, final
 
+from aembus.codec import encode
+from aembus.codec import key_hash as hash_of_key
 from aembus.errors import AembusError
 from aembus.numbers_route import NumbersRoute
 from aembus.options import DROP
@@ -24,6 +26,7 @@ from aembus.routing import Routing, Target
 from aembus.sender import FULL, IN_TURN, Job, Sender
 from aembus.services.parking import Parking
 from aembus.shm import layout
+from aembus.shm.lanes import plain_activate
 
 log = logging.getLogger("aembus")
 
@@ -40,6 +43,24 @@ class Parked:
     job: Job
     point: str | None
     source: int
+
+
+@final
+class SourcePoint:
+    """An activation point, as one source activates it: see services.base.SourcePoint."""
+
+    __slots__ = ("_outgoing", "_route", "_source")
+
+    def __init__(self, outgoing: Outgoing, route: Route, source: int) -> None:
+        self._outgoing = outgoing
+        self._route = route
+        self._source = source
+
+    @plain_activate
+    def activate(self, *data: Any, key: bytes | None = None) -> int:
+        """See services.base.SourcePoint."""
+        hashed = None if key is None else hash_of_key(key)
+        return self._outgoing.activate_route(self._route, encode(data), hashed, self._source)
 
 
 class Outgoing:
@@ -61,28 +82,43 @@ class Outgoing:
         self._routes: dict[str, Route] = {}
         self._sources = itertools.count(first_source)
 
+        self.congested: Callable[[int], bool] = self._parking.congested  # see Host
+
     def new_source(self) -> int:
         """See Host."""
         return next(self._sources)
 
-    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int) -> int:
+    def point(self, name: str, source: int) -> SourcePoint:
         """See Host."""
+        return SourcePoint(self, self._route(name), source)
+
+    def _route(self, point: str) -> Route:
         route = self._routes.get(point)
         if route is None:
             route = self._routes[point] = self._sender.route(point)
+        return route
+
+    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
+        """See Host."""
+        return self.activate_route(self._route(point), payload, key_hash, source)
+
+    def activate_route(
+        self, route: Route, payload: bytes, key_hash: int | None, source: int
+    ) -> int:
+        """Do what `activate` does."""
         key_hash = IN_TURN if key_hash is None else key_hash
-        if not len(self._parking):
-            publisher = route.publisher
-            if publisher is not None and (jobs := publisher.publish(payload, key_hash)):
-                return jobs
+        publisher = route.publisher
+        if publisher is not None and (jobs := publisher.publish(payload, key_hash)):
+            return jobs
         job = Job(payload, key_hash)
         targets = self._sender.pick(route, job)
         for target in targets:
-            self._send_or_park(Parked(target, job, point, source))
+            self._send_or_park(Parked(target, job, route.point, source))
         if route.queue.taps:
             self._sender.send_copies(route, job)
         routes = self._sender.routes
-        if route.lanes_opened != routes.lanes_opened:
+        # What goes the short way would overtake what is parked.
+        if route.lanes_opened != routes.lanes_opened and not len(self._parking):
             routes.make_publisher(route)
         return len(targets)
 
@@ -130,6 +166,9 @@ class Outgoing:
         if drops:
             self._sender.count_dropped(target)
             return 0
+        if not len(self._parking):
+            for route in self._routes.values():
+                route.publisher, route.lanes_opened = None, 0
         size_bytes = len(parked.job.payload) + PARKED_ITEM_BYTES
         self._parking.park(lane, parked, size_bytes, parked.source)
         return 1
@@ -176,15 +215,11 @@ class Outgoing:
 
     def waits(self) -> bool:
         """Say whether anything is parked, or a source waits to be told of room."""
-        return bool(self._parking.slots())
+        return self._parking.waits()
 
     def __len__(self) -> int:
         """Return how many jobs are parked."""
         return len(self._parking)
-
-    def congested(self, source: int) -> bool:
-        """See Host."""
-        return self._parking.congested(source)
 
     def forget_source(self, source: int) -> None:
         """See Host."""

@@ -96,7 +96,7 @@ class Turns:
         self._scheduled = False
         if self._stopped:
             return
-        self._inbox.end_sleep()
+        self._inbox.stay_awake()
         self._run()
 
     def _run(self) -> None:
@@ -109,19 +109,20 @@ class Turns:
         worked = self._work.work(time.monotonic_ns())
         if self._coalescing and not worked:
             pass
-        elif calls or numbers or worked or not self._inbox.announce_sleep(self._has_calls):
+        # What has come meanwhile is found when the sleep is announced: no turn is taken in vain.
+        elif worked or not self._inbox.announce_sleep(self._has_calls):
+            self._inbox.stay_awake()
             self.schedule()
-        else:
+        elif self._bound is None:
             self._sleep_bounded()
         self._set_wake()
 
     def _has_calls(self) -> bool:
-        return self._work.may_take() and self._inbox.has_jobs()
+        return self._inbox.has_jobs() and self._work.may_take()
 
     def _sleep_bounded(self) -> None:
         assert self._loop is not None
-        if self._bound is None:
-            self._bound = self._loop.call_later(SLEEP_S_MAX, self._on_bound)
+        self._bound = self._loop.call_later(SLEEP_S_MAX, self._on_bound)
 
     def _on_bound(self) -> None:
         self._bound = None

@@ -81,7 +81,7 @@ class Versions:
         self._table = table
         self._inbox = inbox
         self._slot = slot
-        self._loaded: list[Hosted] = []
+        self._loaded: tuple[Hosted, ...] = ()  # another one for each change
         self._numbers = itertools.count((slot << NUMBER_BITS) + 1)  # no other host's
         self._loads: Counter[tuple[str, str]] = Counter()
         self._codes: list[ServiceCode] = []
@@ -90,7 +90,7 @@ class Versions:
 
     def __iter__(self) -> Iterator[Hosted]:
         """Iterate over what is loaded, oldest first, draining versions included."""
-        return iter(list(self._loaded))
+        return iter(self._loaded)
 
     def running(self) -> list[Hosted]:
         """Return what can be bound, oldest first."""
@@ -279,7 +279,7 @@ class Versions:
             hosted.number,
             tuple(service.points),
         )
-        self._loaded.append(hosted)
+        self._loaded = (*self._loaded, hosted)
         hosted.start_running()
         if self._closing:
             hosted.ask("close_intakes")  # the others were told while it took its state over
@@ -300,7 +300,7 @@ class Versions:
                 return  # `stop` sees to it
         if hosted not in self._loaded:
             return
-        self._loaded.remove(hosted)
+        self._loaded = tuple(other for other in self._loaded if other is not hosted)
         self._table.remove(hosted)
         await hosted.stop(STOP_S_MAX)
         for other in self._loaded:

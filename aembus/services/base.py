@@ -86,6 +86,18 @@ class HandOver:
     descriptors: Sequence[int] = ()
 
 
+class SourcePoint(Protocol):
+    """An activation point, as one source activates it: see `Host.point`."""
+
+    def activate(self, *data: Any, key: bytes | None = None) -> int:
+        """Wake the events of the point; return how many jobs that made (parked ones counted).
+
+        Args:
+            data: plain data, as msgpack takes it.
+            key: picks the member of each group; None for round-robin.
+        """
+
+
 class Host(Protocol):
     """What a service may ask of the process that hosts it."""
 
@@ -109,6 +121,13 @@ class Host(Protocol):
 
     def wall_ns(self) -> int:
         """Return the wall clock, in nanoseconds since the epoch; it may be set at any time."""
+
+    def point(self, name: str, source: int) -> SourcePoint:
+        """Return a point for one source to keep: the cheapest way for who activates it often.
+
+        Args:
+            source: on whose behalf, for `congested`.
+        """
 
     def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
         """Wake the events of a point; return how many jobs that made (parked ones counted).

@@ -25,13 +25,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 LENGTH_PREFIX_BYTES: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One whole message.  `key` picks who gets it; None means the connection's own key."""
 
     data: bytes
@@ -165,6 +164,8 @@ class LengthFramer:
         """Return the messages that `data` completes; raise FramingError at a length too large."""
         if self._fault_text is not None:
             raise FramingError(self._fault_text)
+        if not data:
+            return ()
         pending = self._pending
         if pending:
             pending += data
@@ -185,7 +186,8 @@ class LengthFramer:
                 break
             start = body + size_bytes
             messages.append(Message(data[body:start]))
-        pending += data[start:]
+        if start < len(data):
+            pending += data[start:]
         self._wanted_bytes = wanted_bytes
         return messages
 

@@ -84,6 +84,10 @@ class Parking:
         """Return the slots to flush: items wait for them, or sources wait to hear of room there."""
         return list(self._queues)
 
+    def waits(self) -> bool:
+        """Say whether `slots` lists any."""
+        return bool(self._queues)
+
     def is_parked(self, slot: int) -> bool:
         """Say whether items wait for `slot`; later ones then have to queue behind them."""
         queue = self._queues.get(slot)

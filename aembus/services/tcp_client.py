@@ -33,11 +33,14 @@ class TcpClient:
 
     def __init__(self, bus: Bus, service: ServiceVersion) -> None:
         self._bus = bus
-        self._service = service
+        self.rejoin(service)
 
     def rejoin(self, service: ServiceVersion) -> None:
         """Listeners and connections went with the last supervisor: listen again."""
         self._service = service
+        self._slot = service.slot
+        self._piece_bytes_max = self._bus.job_bytes_max - ENVELOPE_BYTES
+        self._tell_send = self._bus.one_way_call(service, "send").tell
 
     def listen(
         self,
@@ -231,13 +234,13 @@ class TcpClient:
 
         Raises: InboxFull if the service does not take them in time, BusBroken.
         """
-        size_max = self._bus.job_bytes_max - ENVELOPE_BYTES
-        if len(data) <= size_max:
-            self._bus.tell_service(self._host_of(connection), "send", (connection, data))
+        if connection >> SLOT_SHIFT == self._slot and len(data) <= self._piece_bytes_max:
+            self._tell_send(connection, data)
             return
-        for begin in range(0, len(data), size_max):
-            piece = data[begin : begin + size_max]
-            self._bus.tell_service(self._host_of(connection), "send", (connection, piece))
+        host = self._host_of(connection)
+        for begin in range(0, max(len(data), 1), self._piece_bytes_max):
+            piece = data[begin : begin + self._piece_bytes_max]
+            self._bus.tell_service(host, "send", (connection, piece))
 
     def want_room(self, connection: int) -> None:
         """Ask for one activation of `on_room`: at most half of `unsent_bytes_max` is unsent then.

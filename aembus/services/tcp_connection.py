@@ -78,9 +78,9 @@ class Connection:
     """
 
     __slots__ = (
-        "_begun_ns", "_closing", "_drained_ns", "_end_ns", "_ending", "_framer", "_held", "_host",
-        "_keeper", "_last_ns", "_own_key", "_room_wanted", "counted_as", "failure", "id",
-        "is_open", "origin", "peer", "stream",
+        "_begun_ns", "_closing", "_drained_ns", "_end_ns", "_ending", "_feed", "_held", "_host",
+        "_is_raw", "_keeper", "_key", "_last_ns", "_point", "_room_wanted", "_unfinished",
+        "counted_as", "failure", "id", "is_open", "origin", "peer", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -104,8 +104,12 @@ class Connection:
         )
         self._keeper = keeper
         self._host = keeper.host
-        self._own_key = key_hash(number)
-        self._framer = origin.make_framer(origin.options.message_bytes_max)
+        self._key = b"%d" % number
+        self._point = self._host.point(origin.options.point, number)
+        framer = origin.make_framer(origin.options.message_bytes_max)
+        self._feed = framer.feed
+        self._unfinished = unfinished_of(framer)
+        self._is_raw = isinstance(framer, RawFramer)
         self._last_ns = self._host.now_ns()  # when bytes came or went
         self._begun_ns = 0  # when the message that is not whole yet began
         self._ending = False  # nothing of what comes makes sense any more, or nothing will come
@@ -159,7 +163,7 @@ class Connection:
     def on_bytes(self, data: bytes) -> None:
         """Cut what arrived into messages; of many small ones, some in each turn of the loop."""
         self._last_ns = self._host.now_ns()
-        if len(data) <= SLICE_BYTES or isinstance(self._framer, RawFramer):
+        if len(data) <= SLICE_BYTES or self._is_raw:
             self._cut(data)
         else:
             taken, position = 0, 0
@@ -185,23 +189,21 @@ class Connection:
     def _cut(self, data: bytes) -> int:
         """Activate the point with each message that some bytes complete; return how many."""
         options = self.origin.options
-        point, with_peer = options.point, options.with_peer
-        activate = self._host.activate
+        activate = self._point.activate
         taken = 0
         try:
-            while frames := self._framer.feed(data):
+            while frames := self._feed(data):
                 taken += len(frames)
                 for frame in frames:
                     if isinstance(frame, Answer):
                         self._answer(frame.data)
                         continue
-                    key = self._own_key if frame.key is None else key_hash(frame.key)
-                    payload = (
-                        encode((self.id, frame.data, self.peer))
-                        if with_peer
-                        else encode((self.id, frame.data))
-                    )
-                    if not activate(point, payload, key, self.id):
+                    key = self._key if frame.key is None else frame.key
+                    if options.with_peer:
+                        jobs = activate(self.id, frame.data, self.peer, key=key)
+                    else:
+                        jobs = activate(self.id, frame.data, key=key)
+                    if not jobs:
                         self._keeper.count("unrouted")
                 data = b""
         except FramingError as error:
@@ -216,12 +218,14 @@ class Connection:
 
     def _note_begun(self) -> None:
         # Asked only where the answer may have changed: it may be a copy of what is unfinished.
-        self._begun_ns = self._last_ns if unfinished(self._framer) else 0
-        if self._begun_ns:
+        if self._unfinished is not None and self._unfinished():
+            self._begun_ns = self._last_ns
             self._look_at_due()
+        else:
+            self._begun_ns = 0
 
     def _activate(self, point: str, payload: bytes) -> None:
-        if not self._host.activate(point, payload, self._own_key, self.id):
+        if not self._host.activate(point, payload, key_hash(self._key), self.id):
             self._keeper.count("unrouted")
 
     def _fail_framing(self, reason: str, answer: bytes) -> None:
@@ -425,7 +429,7 @@ class Connection:
         """Whether another version of the service can go on with it."""
         if self.stream.closed or not self.is_open or self.stream.tls is not None:
             return False
-        return self._ending or unfinished(self._framer) is not None
+        return self._ending or self._unfinished is not None
 
     def go_on(self) -> None:
         """Nobody else has: look at its times again."""
@@ -435,7 +439,7 @@ class Connection:
         """Return what `restore` needs, as plain data."""
         return {
             "stream": self.stream.state(),
-            "unfinished": b"" if self._ending else unfinished(self._framer),
+            "unfinished": b"" if self._ending or not self._unfinished else self._unfinished(),
             "held": self._held,
             "ending": self._ending,
             "closing": self._closing,
@@ -447,7 +451,7 @@ class Connection:
         """Go on where another version's connection stood still."""
         self.is_open = True
         if state["unfinished"]:
-            self._framer.feed(state["unfinished"])
+            self._feed(state["unfinished"])
         self._held = state["held"]
         self._ending, self._closing = state["ending"], state["closing"]
         self._room_wanted = state["room_wanted"]
@@ -461,7 +465,7 @@ class Connection:
         self._look_at_due()
 
 
-def unfinished(framer: Framer) -> bytes | None:
-    """Return the bytes that bring a new framer to the same place; None if it does not say."""
-    ask: Any = getattr(framer, "unfinished", None)
-    return None if ask is None else ask()
+def unfinished_of(framer: Framer) -> Callable[[], bytes] | None:
+    """Return what tells which bytes bring a new framer to the same place; None if nothing does."""
+    found: Callable[[], bytes] | None = getattr(framer, "unfinished", None)
+    return found

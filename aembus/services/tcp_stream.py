@@ -55,8 +55,8 @@ class Stream:
 
     __slots__ = (
         "_closing", "_detached", "_error", "_lingering", "_loop", "_owner", "_reading", "_shutting",
-        "_unsent", "_waiting", "closed", "deliver", "ended", "is_dirty", "socket", "tls",
-        "unsent_bytes",
+        "_unsent", "_waiting", "closed", "deliver", "ended", "is_closing", "is_dirty", "socket",
+        "tls", "unsent_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +76,7 @@ class Stream:
         self._waiting = False  # for the kernel to take more
         self._shutting = False
         self._closing = False
+        self.is_closing = False  # one of these, or closed: nothing can be written any more
         self._lingering = False
         self._detached = False
         self._error: OSError | None = None
@@ -86,11 +87,6 @@ class Stream:
     def is_reading(self) -> bool:
         """Whether the owner is told of bytes."""
         return self._reading
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether nothing can be written any more."""
-        return self._closing or self._shutting or self.closed
 
     def peer_host(self) -> str:
         """Return the host that is at the other end of the socket itself, "" if there is none."""
@@ -143,7 +139,10 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Have bytes sent by the next `flush`, or as soon as the kernel takes them."""
-        self.write_as_is(data if self.tls is None else self.tls.encrypt(data))
+        if self.tls is not None:
+            data = self.tls.encrypt(data)
+        self._unsent.append(data)
+        self.unsent_bytes += len(data)
 
     def write_as_is(self, data: bytes) -> None:
         """Like `write`, of what TLS itself has to say."""
@@ -173,8 +172,9 @@ class Stream:
                 self._wait(True)
                 return
             unsent.clear()
-        self._wait(False)
-        if self._shutting or self._closing:
+        if self._waiting:
+            self._wait(False)
+        if self.is_closing:
             self._all_sent()
 
     def _wait(self, waiting: bool) -> None:
@@ -215,7 +215,7 @@ class Stream:
         """Shut the writing side once what was written is out; go on reading."""
         if not self.is_closing:
             self._end_tls()
-            self._shutting = True
+            self._shutting = self.is_closing = True
             self.flush()
 
     def _end_tls(self) -> None:
@@ -233,7 +233,8 @@ class Stream:
         self.pause()
         if not self.is_closing:
             self._end_tls()
-        self._closing, self._lingering = True, linger
+        self._closing = self.is_closing = True
+        self._lingering = linger
         if not self._waiting:
             self._send()
 
@@ -247,7 +248,7 @@ class Stream:
             self._loop.call_soon(self._owner.on_lost, error)
 
     def _close(self, error: OSError | None) -> None:
-        self.closed = True
+        self.closed = self.is_closing = True
         self._error = error
         self._reading = self._waiting = False
         self._loop.remove_reader(self.socket.fileno())
@@ -278,7 +279,7 @@ class Stream:
 
     def release(self) -> None:
         """Close this copy of a detached socket, which says nothing to the peer."""
-        self.closed = True
+        self.closed = self.is_closing = True
         self.socket.close()
 
     def state(self) -> list[Any]:
@@ -288,6 +289,7 @@ class Stream:
     def restore(self, state: Sequence[Any]) -> None:
         """Go on where another stream of the same socket stood still."""
         unsent, self.ended, self._shutting, self._closing, self._lingering = state
+        self.is_closing = self._closing or self._shutting
         if unsent:
             self._unsent, self.unsent_bytes = [unsent], len(unsent)
         self._send()

@@ -234,6 +234,11 @@ class Sleeper(ABC):
             self._suspected_at = 0.0
         return posts
 
+    def stay_awake(self) -> None:
+        """Like `end_sleep`, but leave the posts that came: the loop that watches the bell will be
+        called for them."""
+        self._words[_SLEEPING_WORD] = layout.AWAKE
+
     def _anyone_ready(self) -> bool:
         for ready in tuple(self._waiting):  # noqa: SIM110  # a third of the time of any()
             if ready():

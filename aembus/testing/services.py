@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any, Final
 
-from aembus.codec import decode, encode
+from aembus.codec import decode, encode, key_hash
 from aembus.errors import ServiceError, ServiceLoadError, ServiceNotFound
 from aembus.numbers_route import NumbersRoute
 from aembus.routes import Route
@@ -20,6 +20,19 @@ from aembus.shm.lanes import Record
 from aembus.testing.clock import FakeClock
 
 NS: Final = 1_000_000_000
+
+
+class SourcePoint:
+    """See services.base.SourcePoint."""
+
+    def __init__(self, host: ServiceHost, name: str) -> None:
+        self._host = host
+        self._name = name
+
+    def activate(self, *data: Any, key: bytes | None = None) -> int:
+        """See services.base.SourcePoint."""
+        hashed = None if key is None else key_hash(key)
+        return self._host.activate(self._name, encode(data), hashed)
 
 
 class ServiceHost:
@@ -151,6 +164,10 @@ class ServiceHost:
     def new_source(self) -> int:
         """See Host."""
         return next(self._sources)
+
+    def point(self, name: str, source: int) -> SourcePoint:
+        """See Host."""
+        return SourcePoint(self, name)
 
     def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
         """See Host."""
