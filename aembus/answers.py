@@ -51,11 +51,14 @@ class Answers:
         sender: this process's.
         waits: wait for room in the caller's reply lane, until the call's deadline; the supervisor
             does not.
+
+    publishers: the short ways of plain results, by the caller's incarnation: see `Routes`.
     """
 
     def __init__(self, sender: Sender, *, waits: bool) -> None:
         self._sender = sender
         self._waits = waits
+        self.publishers = sender.routes.answer_publishers
 
     def result(self, header: Sequence[int], value: Any, event: str) -> None:
         """Send back what a handler returned; what cannot be sent is a failure of the call.
@@ -115,6 +118,8 @@ class Answers:
             if sent == FULL and self._waits:
                 left_s = (header[_DEADLINE_NS] - time.monotonic_ns()) / NS
                 self._sender.send(target, job, left_s, "an answer")
+            elif sent == 1 and self._waits:  # who does not wait has no lane deliver
+                self._sender.routes.make_answer_publisher(target, member.incarnation)
             elif sent == FULL:
                 log.error("slot %d does not take its answers; one is dropped", slot)
         except JobTooLarge:

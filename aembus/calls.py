@@ -17,17 +17,18 @@ from aembus import callchain
 from aembus.callchain import Chain
 from aembus.codec import decode, encode
 from aembus.errors import AembusError, CallFailed, CallTimeout
-from aembus.looking import Looking
+from aembus.looking import WAKE_UP_S, Looking
 from aembus.masking import masked
-from aembus.routes import Route
+from aembus.routes import CallWay, Route
 from aembus.routing import SUPERVISOR_SLOT, Target
 from aembus.sender import IN_TURN, Job, Sender
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
-from aembus.shm.lanes import Record
+from aembus.shm.lanes import LaneConsumer, Publisher, Record
 
 NS: Final = 1_000_000_000
-SLEEP_AFTER_S: Final = 50e-6  # without an answer; as `run` does without jobs
+
+NOBODY_WAITS: Final[tuple[Chain, bool]] = ((), False)
 
 # The error types of CallFailed where it was not the callee that raised.
 NOBODY_REGISTERED: Final = "NobodyRegistered"
@@ -56,15 +57,26 @@ class Waiting:
     """One call that is under way.
 
     answer: flags and payload of the reply, once it is there.
+    lane: by which it is looked for.
     arrived: called then, by whichever thread takes it; None: whoever waits looks for itself.
     """
 
-    __slots__ = ("answer", "arrived", "reply_id")
+    __slots__ = ("answer", "arrived", "lane", "reply_id")
 
     def __init__(self, reply_id: int, arrived: Callable[[], None] | None) -> None:
         self.reply_id = reply_id
         self.arrived = arrived
         self.answer: tuple[int, bytes] | None = None
+        self.lane: LaneConsumer | None = None
+
+    def may_have_come(self) -> bool:
+        """Say whether the answer is there, or something else is next in `lane`."""
+        if self.answer is not None:  # another thread took it
+            return True
+        try:
+            return self.lane is not None and self.lane.has_records()
+        except ValueError:  # another thread closed it
+            return True
 
     @property
     def failed(self) -> bool:
@@ -112,11 +124,12 @@ class Calls:
         self._waiters = waiters
         self._reply_ids = itertools.count(incarnation << 32 | 1)
         self._routes: dict[str, Route] = {}
+        self._ways: dict[str, CallWay] = {}
         self._waiting: dict[int, Waiting] = {}
         self._may_answer: set[int] = set()  # slots with memory for their answers
         self._draining = threading.RLock()
         self._handing_over = False
-        self._looking = Looking(SLEEP_AFTER_S)
+        self._looking = Looking(WAKE_UP_S)
         self.late_replies = 0
 
     # --- calling a service ------------------------------------------------------------------------
@@ -149,6 +162,11 @@ class Calls:
     ) -> Any:
         """See ActivationPoint.call."""
         deadline = self._sender.clock() + timeout_s
+        way = self._ways.get(point)
+        if way is not None and way.publisher is not None and not redeliver:
+            waiting, target = self._call_shortly(way, way.publisher, data, key_hash, deadline)
+            if target is not None and not waiting.returned:
+                return self.result(waiting, target, point, timeout_s)
         flags = layout.FLAG_REDELIVER if redeliver else 0
         while True:
             target = self.the_one(point, key_hash)
@@ -157,6 +175,7 @@ class Calls:
                 job = self.request(waiting, target, point, data, key_hash, flags, deadline)
                 if self._sender.send(target, job, deadline - self._sender.clock(), point):
                     self.copy(point, data, key_hash)
+                    self._make_way(point)
                     self._await([waiting], deadline)
                     if not waiting.returned:
                         return self.result(waiting, target, point, timeout_s)
@@ -164,6 +183,37 @@ class Calls:
                     raise CallTimeout(f"nobody stayed, point={point!r}, timeout_s={timeout_s}")
             finally:
                 self.end(waiting)
+
+    def _call_shortly(
+        self, way: CallWay, publisher: Publisher, data: bytes, key_hash: int, deadline: float
+    ) -> tuple[Waiting, Target | None]:
+        # Returns whom it called, None if nobody: then nothing was done.
+        waiting = Waiting(next(self._reply_ids), None)
+        if self._waiters() != NOBODY_WAITS:
+            return waiting, None
+        targets = way.targets
+        self._waiting[waiting.reply_id] = waiting
+        try:
+            payload = callchain.wrap((), data)
+            place = publisher.publish_call(payload, key_hash, int(deadline * NS), waiting.reply_id)
+            if not place:
+                return waiting, None
+            target = targets[place - 1]
+            self._look_in_lane(waiting, target.slot)
+            if waiting.answer is None:
+                self._await_by_bell([waiting], deadline)
+        finally:
+            del self._waiting[waiting.reply_id]
+        return waiting, target
+
+    def _make_way(self, point: str) -> None:
+        way = self._ways.get(point)
+        if way is None:
+            way = self._ways.setdefault(point, CallWay())
+            self._sender.routes.add_short_way(way)
+        self._sender.routes.make_call_publisher(
+            way, self._routes[point], self._may_answer, len(self._may_answer)
+        )
 
     def copy(self, point: str, data: bytes, key_hash: int) -> None:
         """Give the taps of a point a copy of a call's data."""
@@ -297,6 +347,25 @@ class Calls:
         # Who begins to wait while others do does not look: one thread at a time may.
         if len(self._waiting) == len(calls) and self._looking.look(self._inbox.has_replies):
             self.take_replies()
+        self._await_by_bell(calls, deadline)
+
+    def _look_in_lane(self, waiting: Waiting, slot: int) -> None:
+        # As `_await` looks, but in the callee's lane alone, and its lane is in C: no other thread,
+        # and no signal handler, comes between taking the answer and finishing it.
+        waiting.lane = lane = self._inbox.reply_lanes.get(slot)
+        if lane is None or len(self._waiting) != 1 or not self._looking.look(waiting.may_have_come):
+            return
+        try:
+            waiting.answer = waiting.answer or lane.take_answer(waiting.reply_id)
+            wants_post = lane.wants_post()
+        except ValueError:  # another thread closed it
+            return
+        if waiting.answer is None:
+            self.take_replies()  # late ones, perhaps, that nobody has taken yet
+        elif wants_post:
+            self._sender.ring(slot)
+
+    def _await_by_bell(self, calls: Sequence[Waiting], deadline: float) -> None:
         while any(waiting.answer is None for waiting in calls):
             left_s = deadline - self._sender.clock()
             if left_s <= 0:

@@ -95,6 +95,7 @@ class EventStruct:
         self._inbox = inbox
         self._undeliverable = undeliverable
         self._answers = answers
+        self._answer_call = self._answer  # bound once: each turn of each lane gets it
         self._chain: Chain = ()  # who waits for the call in hand
         self._events: dict[int, Event] = {}
         self._events_here: dict[int, Event] = {}  # those whose handlers run in this process
@@ -277,7 +278,14 @@ class EventStruct:
         while handled < budget and not self._stopping[0]:
             before = lane.delivered
             try:
-                lane.deliver(self._events_here, decode, budget - handled, self._stopping)
+                lane.deliver(
+                    self._events_here,
+                    decode,
+                    budget - handled,
+                    self._stopping,
+                    self._answers.publishers,
+                    self._answer_call,
+                )
             except Exception as error:
                 record = lane.in_hand
                 if record is not None:  # its handler raised, whatever that was

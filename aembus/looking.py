@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 SKIPPED_MAX: Final = 64
+WAKE_UP_S: Final = 50e-6  # about what one costs: who waits for jobs or answers looks for so long
 
 
 class Looking:

@@ -7,11 +7,11 @@ for the lanes that were open when it was made; what it cannot do the sender does
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Final, Protocol
 
 from aembus.gate import Gate
-from aembus.options import DROP
+from aembus.options import DROP, WAIT
 from aembus.publisher import Destination, Publisher
 from aembus.routing import EMPTY, Routing, Target, WaitQueue
 from aembus.shm import layout
@@ -19,6 +19,9 @@ from aembus.shm.lanes import LaneProducer
 from aembus.shm.lanes import Publisher as CPublisher
 from aembus.shm.peer import Peer
 from aembus.shm.registry import RegistryReader
+
+# Lane, peer, its memory, where `sleeping` is in that, event's id, whether it goes without.
+_Destination = tuple[LaneProducer | None, Peer | None, memoryview | None, int, int, bool]
 
 NEVER: Final = -1  # a generation that no registry has: makes the next activation look closer
 
@@ -41,6 +44,17 @@ class Route:
         self.lanes_opened = 0
 
 
+class CallWay:
+    """The short way of the calls at one point, and to whom its publisher sends them."""
+
+    __slots__ = ("lanes_opened", "publisher", "targets")
+
+    def __init__(self) -> None:
+        self.publisher: CPublisher | None = None
+        self.lanes_opened = 0
+        self.targets: Sequence[Target] = ()
+
+
 class ShortWay(Protocol):
     """Who keeps a publisher that must not be used any more once the bus has changed."""
 
@@ -57,6 +71,7 @@ class Routes:
         routing: returns what the sender goes by now.
 
     lanes_opened: how many lanes the sender has opened so far.
+    answer_publishers: the short ways of answers to calls, by the caller's incarnation.
     """
 
     def __init__(
@@ -71,6 +86,7 @@ class Routes:
         self._peers = peers
         self._routing = routing
         self._routes: list[Route | ShortWay] = []
+        self.answer_publishers: dict[int, CPublisher] = {}
         self.lanes_opened = 0
 
     def add(self, point: str, turn: int) -> Route:
@@ -132,19 +148,65 @@ class Routes:
             way.lanes_opened = self.lanes_opened
             self._drop_if_deferred(way)
 
+    def make_call_publisher(
+        self, way: CallWay, route: Route, answering: Container[int], answerers: int
+    ) -> None:
+        """Make the short way of the calls at a point, if one event is concerned by each.
+
+        Args:
+            answering: the slots that have memory for their answers here.
+            answerers: how many those are.
+        """
+        made_of = self.lanes_opened + answerers  # neither gets less
+        if way.lanes_opened == made_of or CPublisher is None:
+            return
+        with self._gate.alone() as alone:
+            queue = route.queue
+            if not alone or route.generation != self._routing().generation:
+                return
+            groups = [] if queue.goes_by_load or queue.taps else queue.groups()
+            if len(groups) != 1 or route.generation == NEVER:
+                return
+            way.targets = [target._replace(full=WAIT) for target in groups[0]]
+            way.publisher = CPublisher(
+                *(self._reader.memory, layout.GENERATION, route.generation, route.turn),
+                [[self._destination_of_calls(t, answering) for t in way.targets]],
+                *(layout.KIND_CALL, layout.FLAG_WANTS_REPLY),
+            )
+            way.lanes_opened = made_of
+            self._drop_if_deferred(way)
+
+    def make_answer_publisher(self, target: Target, incarnation: int) -> None:
+        """Make the short way of answers to the member at `target`, if it is still that one."""
+        if incarnation in self.answer_publishers or CPublisher is None:
+            return
+        with self._gate.alone() as alone:
+            routing = self._routing()
+            member = routing.members.get(target.slot)
+            if not alone or member is None or member.incarnation != incarnation:
+                return
+            if routing.generation != NEVER and not self._gate.deferred:
+                self.answer_publishers[incarnation] = CPublisher(
+                    *(self._reader.memory, layout.GENERATION, routing.generation, 0),
+                    *([[self._destination(target)]], layout.KIND_REPLY),
+                )
+
     def _plain_destination(self, target: Target) -> Destination | None:
         lane, peer, *_ = self._destination(target)
         return None if lane is None or peer is None else Destination(lane, peer, target.event_id)
 
-    def _destination(
-        self, target: Target
-    ) -> tuple[LaneProducer | None, Peer | None, memoryview | None, int, int, bool]:
+    def _destination(self, target: Target) -> _Destination:
         peer = self._peers.get(target.slot)
         lane = peer.open_lane(target.lane_class) if peer is not None else None
         drops = target.full == DROP
         if peer is None or lane is None:
             return None, None, None, 0, target.event_id, drops
         return lane, peer, peer.memory, layout.SLEEPING, target.event_id, drops
+
+    def _destination_of_calls(self, target: Target, answering: Container[int]) -> _Destination:
+        if target.slot in answering:
+            return self._destination(target)
+        return None, None, None, 0, target.event_id, False
 
     def _drop_if_deferred(self, way: Route | ShortWay) -> None:
         if self._gate.deferred:  # it would overtake what a signal handler has put aside
@@ -154,6 +216,7 @@ class Routes:
         """Let the next activations go the long way."""
         for way in self._routes:
             _drop(way)
+        self.answer_publishers.clear()
 
 
 def _drop(way: Route | ShortWay) -> None:

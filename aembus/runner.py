@@ -17,7 +17,7 @@ from typing import Final
 from aembus.calls import Calls
 from aembus.errors import BusBroken
 from aembus.events import EventStruct
-from aembus.looking import Looking
+from aembus.looking import WAKE_UP_S, Looking
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 
@@ -25,7 +25,6 @@ log = logging.getLogger("aembus")
 
 SPINS_BETWEEN_LOOKS: Final = 16
 LOOK_S: Final = 0.1  # between two looks whether to stop, while there is no bus
-SLEEP_AFTER_S: Final = 50e-6  # without work; about what a wake-up costs
 BUSY_S: Final = 25e-6  # between two jobs that arrive, or less: then latency is not the question
 SPIN_VARIABLE: Final = "AEMBUS_SPIN_US"
 
@@ -55,7 +54,7 @@ class Runner:
         self._inbox = inbox
         self._calls = calls
         self._await_bus = await_bus
-        self._looking = Looking(SLEEP_AFTER_S)
+        self._looking = Looking(WAKE_UP_S)
         self._running = threading.Lock()
         self._runs_in = 0  # the thread that holds it
         self._ended = False  # nobody may run any more

@@ -26,6 +26,7 @@
  *     _lane_slots.h      an object's slots
  *     _lane_consumer.h   take and done, for LaneConsumer (_lane_consumer.c) and its `deliver`
  *                        (_lane_deliver.c); Record (_lane_record.c)
+ *     _lane_calls.h      answering calls, and taking answers (_lane_calls.c)
  *     _lane_module.c     the module
  */
 
@@ -69,7 +70,9 @@ enum {
     KIND_PAD = 1,
     KIND_JOB = 2,
     KIND_CALL = 4,
+    KIND_REPLY = 5,
     KIND_LAST = 7, /* the kinds are all the numbers from KIND_PAD to this one */
+    FLAG_WANTS_REPLY = 1,
     FLAG_NUMBERS = 16,
     BELL_NOT_FOR_NUMBERS = 4, /* in an inbox's `sleeping` */
     STATE_NEW = 1,
@@ -219,6 +222,7 @@ typedef struct {
     PyObject *str_ttl;
     PyObject *str_route;
     PyObject *str_publisher;
+    PyObject *str_name;
 } State;
 
 extern struct PyModuleDef lane_module;

@@ -8,7 +8,15 @@ LAYOUT: dict[str, int]
 
 class CorruptLane(lane.CorruptLane): ...
 class LaneProducer(lane.LaneProducer): ...
-class LaneConsumer(lane.LaneConsumer): ...
+
+class LaneConsumer(lane.LaneConsumer):
+    def take_answer(self, reply_id: int, /) -> tuple[int, bytes] | None:
+        """Take and finish the answer to one call; return its flags and payload.
+
+        None if another record is next, which `take` returns then, or none.  One step to every
+        other thread and signal handler of the process.
+        """
+
 class Record(lane.Record): ...
 
 # One of a group: the lane to its member (None where it is not open yet), what posts the member's
@@ -48,6 +56,14 @@ class Publisher:
         long or no bytes.  `key_hash` is -1 for the next in turn.
 
         What `ring` raises comes through, after all who sleep were rung, the one that raised twice.
+        """
+
+    def publish_call(
+        self, payload: bytes, key_hash: int, deadline_ns: int, reply_id: int, /
+    ) -> int:
+        """Publish a call to the only group; return the place of who got it, from 1 on, or 0.
+
+        As `publish` otherwise.
         """
 
     def publish_numbers(self, first: int, second: int, /) -> int:

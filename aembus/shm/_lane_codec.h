@@ -24,9 +24,11 @@ Py_ssize_t lane_encode(PyObject *const *arguments, Py_ssize_t count, char *buffe
 
 /* Decode one array of at most `max` items, and nothing behind it, into new references.
  *
+ * It begins behind the first `skipped` bytes of the payload, which has so many.
+ *
  * Return how many there are; NOT_PLAIN, perhaps with an exception set (there is no memory).
  */
-Py_ssize_t lane_decode(PyObject *payload, PyObject **items, Py_ssize_t max);
+Py_ssize_t lane_decode(PyObject *payload, Py_ssize_t skipped, PyObject **items, Py_ssize_t max);
 
 #pragma GCC visibility pop
 

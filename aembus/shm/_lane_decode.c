@@ -181,10 +181,10 @@ static Py_ssize_t decode_count(Input *in)
     return what == 0xdc && get(in, 2, &count) ? (Py_ssize_t)count : NOT_PLAIN;
 }
 
-Py_ssize_t lane_decode(PyObject *payload, PyObject **items, Py_ssize_t max)
+Py_ssize_t lane_decode(PyObject *payload, Py_ssize_t skipped, PyObject **items, Py_ssize_t max)
 {
     const unsigned char *bytes = (const unsigned char *)PyBytes_AS_STRING(payload);
-    Input in = {bytes, bytes + PyBytes_GET_SIZE(payload)};
+    Input in = {bytes + skipped, bytes + PyBytes_GET_SIZE(payload)};
     Py_ssize_t count = decode_count(&in);
     if (count > max)
         return NOT_PLAIN;

@@ -1,12 +1,14 @@
 /* LaneConsumer.deliver: take, decode, call the handler, done, for as long as jobs are plain.
  *
+ * A call is answered between the handler and done: a kill in between makes a dead letter of it, and
+ * leaves no caller waiting.
+ *
  * Whatever Python code it calls may do what it likes: close the lane, take events away, raise, or
  * call `deliver`.  So an event is held while it is used, what belongs to the job in hand is kept
  * in a local, and the lane is checked again before its memory is touched.
  */
 
-#include "_lane_consumer.h"
-
+#include "_lane_calls.h"
 #include "_lane_codec.h"
 #include "_lane_slots.h"
 
@@ -43,6 +45,8 @@ static void slots_of(Slots *slots, State *names, PyObject *event)
 typedef struct {
     PyObject *events;
     PyObject *decode;
+    PyObject *publishers; /* of answers, by the caller's incarnation */
+    PyObject *answer;     /* sends what they cannot; NULL: calls are not plain */
     int decodes_plain;    /* `decode` is codec.decode: what is plain it need not be asked for */
     PyObject *key;        /* of the last event in `events`, or NULL */
     uint32_t event_id;    /* the same as a number */
@@ -71,12 +75,13 @@ static PyObject *call_handler(PyObject *handler, PyObject *event, PyObject *data
     return result;
 }
 
-/* Call handler(event, *data); `data` is what the payload decodes to. */
-static PyObject *call_with_payload(Run *run, PyObject *handler, PyObject *event, PyObject *payload)
+/* Call handler(event, *data); `data` is what the payload decodes to behind what is skipped. */
+static PyObject *call_with_payload(Run *run, PyObject *handler, PyObject *event, PyObject *payload,
+                                   Py_ssize_t skipped)
 {
     if (run->decodes_plain) {
         PyObject *stack[2 + ARGUMENTS_ON_STACK]; /* the first is for the callee to use */
-        Py_ssize_t count = lane_decode(payload, stack + 2, ARGUMENTS_ON_STACK);
+        Py_ssize_t count = lane_decode(payload, skipped, stack + 2, ARGUMENTS_ON_STACK);
         if (count >= 0) {
             stack[1] = event;
             PyObject *result = PyObject_Vectorcall(
@@ -88,8 +93,12 @@ static PyObject *call_with_payload(Run *run, PyObject *handler, PyObject *event,
         if (PyErr_Occurred())
             return NULL;
     }
-    PyObject *data = PyObject_CallOneArg(run->decode, payload);
+    PyObject *rest = skipped == 0 ? Py_NewRef(payload)
+                                  : PyBytes_FromStringAndSize(PyBytes_AS_STRING(payload) + skipped,
+                                                              PyBytes_GET_SIZE(payload) - skipped);
+    PyObject *data = rest == NULL ? NULL : PyObject_CallOneArg(run->decode, rest);
     PyObject *result = data == NULL ? NULL : call_handler(handler, event, data);
+    Py_XDECREF(rest);
     Py_XDECREF(data);
     return result;
 }
@@ -108,11 +117,15 @@ static PyObject *look_up(Run *run, uint32_t event_id)
 
 /* Find the event of a plain job: 1 and a new reference, 0 if it is not plain, -1 with an exception.
  *
- * Plain is a new job for an event that is there and wants more than one.
+ * Plain is a new job, or a new call where calls are, for an event that is there and wants more than
+ * one.
  */
-static int find_event(Consumer *self, Run *run, const Header *header, PyObject **event)
+static int find_event(Consumer *self, Run *run, const Header *header, PyObject *payload,
+                      PyObject **event)
 {
-    if (header->kind != KIND_JOB || header->state != STATE_NEW)
+    if (header->state != STATE_NEW)
+        return 0;
+    if (header->kind != KIND_JOB && (run->answer == NULL || !lane_is_plain_call(header, payload)))
         return 0;
     PyObject *found = look_up(run, header->event_id);
     if (found == NULL)
@@ -141,7 +154,7 @@ static int take_plain(Consumer *self, Run *run, Job *job)
     PyObject *payload = copy_payload(self, &job->taken);
     if (payload == NULL)
         return -1;
-    int plain = find_event(self, run, &job->taken.header, &job->event);
+    int plain = find_event(self, run, &job->taken.header, payload, &job->event);
     if (plain > 0) {
         job->payload = payload;
         self->in_hand = job->taken;
@@ -196,6 +209,16 @@ static int count_delivered(Consumer *self, Run *run)
     return failed;
 }
 
+/* Answer the call in hand; 0, or -1 with an exception set. */
+static int answer_call(Consumer *self, Run *run, const Job *job, PyObject *result)
+{
+    if (lane_answer(self, &job->taken, job->payload, result, job->event, run->publishers,
+                    run->answer) < 0)
+        return -1;
+    KILLPOINT("deliver: answered");
+    return memory_check(&self->memory);
+}
+
 /* Run the job in hand; 0, or -1 with an exception set, and if its handler raised still in hand. */
 static int run_job(Consumer *self, Run *run, const Job *job)
 {
@@ -208,17 +231,21 @@ static int run_job(Consumer *self, Run *run, const Job *job)
     PyObject *handler = get_attribute(job->event, run->slots.handler, name);
     if (handler == NULL)
         return -1;
-    PyObject *result = call_with_payload(run, handler, job->event, job->payload);
+    int is_call = job->taken.header.kind != KIND_JOB;
+    PyObject *result = call_with_payload(run, handler, job->event, job->payload,
+                                         is_call ? CALL_CHAIN_BYTES : 0);
     Py_DECREF(handler);
     if (result == NULL)
         return -1;
     KILLPOINT("deliver: handler returned");
-    Py_DECREF(result);
     Py_CLEAR(self->payload);
-    if (self->held == job->taken.begin) /* it is not done yet */
-        return 0;
-    if (memory_check(&self->memory) < 0) /* the handler has closed the lane: nothing to mark */
-        return -1;
+    int unfinished = self->held == job->taken.begin; /* its handler holds it */
+    int failed = !unfinished && memory_check(&self->memory) < 0; /* or has closed the lane */
+    if (is_call && !unfinished && !failed)
+        failed = answer_call(self, run, job, result) < 0;
+    Py_DECREF(result);
+    if (unfinished || failed)
+        return failed ? -1 : 0;
     if (done(self, &job->taken) < 0)
         return -1;
     return count_delivered(self, run);
@@ -226,9 +253,10 @@ static int run_job(Consumer *self, Run *run, const Job *job)
 
 PyObject *lane_consumer_deliver(Consumer *self, PyObject *const *args, Py_ssize_t arguments)
 {
-    if (arguments != 4 || !PyDict_CheckExact(args[0]) || !PyByteArray_Check(args[3])) {
-        PyErr_SetString(PyExc_TypeError,
-                        "deliver(events: dict, decode, budget, stopping: bytearray)");
+    if ((arguments != 4 && arguments != 6) || !PyDict_CheckExact(args[0]) ||
+        !PyByteArray_Check(args[3]) || (arguments == 6 && !PyDict_CheckExact(args[4]))) {
+        PyErr_SetString(PyExc_TypeError, "deliver(events: dict, decode, budget, "
+                                         "stopping: bytearray, publishers: dict, answer)");
         return NULL;
     }
     Py_ssize_t budget = PyLong_AsSsize_t(args[2]);
@@ -236,6 +264,8 @@ PyObject *lane_consumer_deliver(Consumer *self, PyObject *const *args, Py_ssize_
         return NULL;
     Run run = {.events = args[0],
                .decode = args[1],
+               .publishers = arguments == 6 ? args[4] : NULL,
+               .answer = arguments == 6 ? args[5] : NULL,
                .decodes_plain = Py_IS_TYPE(args[1], self->module->plain_decode)};
     PyObject *stopping = args[3];
     self->runs++;

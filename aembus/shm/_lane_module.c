@@ -32,8 +32,9 @@ static int add_layout(PyObject *module)
                  NUMBER(CURSOR_OFFSET_BITS) || NUMBER(CURSOR_OFFSET_MASK) ||
                  NUMBER(CURSOR_RECORD) || NUMBER(CURSOR_COUNT_MAX) ||
                  NUMBER(RECORD_HEADER_BYTES) || NUMBER(RECORD_STATE) || NUMBER(KIND_PAD) ||
-                 NUMBER(KIND_JOB) || NUMBER(KIND_CALL) || NUMBER(KIND_LAST) ||
-                 NUMBER(FLAG_NUMBERS) || NUMBER(BELL_NOT_FOR_NUMBERS) || NUMBER(STATE_NEW) ||
+                 NUMBER(KIND_JOB) || NUMBER(KIND_CALL) || NUMBER(KIND_REPLY) ||
+                 NUMBER(KIND_LAST) || NUMBER(FLAG_WANTS_REPLY) || NUMBER(FLAG_NUMBERS) ||
+                 NUMBER(BELL_NOT_FOR_NUMBERS) || NUMBER(STATE_NEW) ||
                  NUMBER(STATE_STARTED) || NUMBER(STATE_HELD) || NUMBER(STATE_FAILED) || NUMBER(STATE_DONE) ||
                  NUMBER(STATE_DEAD) || NUMBER(STATE_FORWARDED) || NUMBER(STATE_MASK) ||
                  NUMBER(STATE_ATTEMPT_SHIFT) || NUMBER(STATE_ATTEMPT_MAX) ||
@@ -66,7 +67,8 @@ static int make_names(State *state)
                (state->str_timeout = PyUnicode_InternFromString("timeout")) != NULL &&
                (state->str_ttl = PyUnicode_InternFromString("ttl")) != NULL &&
                (state->str_route = PyUnicode_InternFromString("_route")) != NULL &&
-               (state->str_publisher = PyUnicode_InternFromString("publisher")) != NULL;
+               (state->str_publisher = PyUnicode_InternFromString("publisher")) != NULL &&
+               (state->str_name = PyUnicode_InternFromString("name")) != NULL;
     return made ? 0 : -1;
 }
 
@@ -123,6 +125,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->str_ttl);
     Py_CLEAR(state->str_route);
     Py_CLEAR(state->str_publisher);
+    Py_CLEAR(state->str_name);
     return 0;
 }
 

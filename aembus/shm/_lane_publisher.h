@@ -41,6 +41,10 @@ typedef struct {
  * -1 with an exception set: they were published, and a signal handler raised after that. */
 Py_ssize_t lane_publish(Publisher *self, const char *payload, uint64_t length, long long key_hash);
 
+/* Send an answer to the one member that this is the way to; returns what lane_publish does. */
+Py_ssize_t lane_publish_answer(Publisher *self, const char *payload, uint64_t length,
+                               uint64_t reply_id);
+
 #pragma GCC visibility pop
 
 #endif

@@ -144,7 +144,7 @@ static PyObject *decode_vectorcall(Short *self, PyObject *const *args, size_t fl
 {
     if (PyVectorcall_NARGS(flags) == 1 && keywords == NULL && PyBytes_CheckExact(args[0])) {
         PyObject *items[ARGUMENTS_MAX];
-        Py_ssize_t count = lane_decode(args[0], items, ARGUMENTS_MAX);
+        Py_ssize_t count = lane_decode(args[0], 0, items, ARGUMENTS_MAX);
         if (count >= 0) {
             PyObject *list = PyList_New(count);
             for (Py_ssize_t i = 0; i < count; i++) {

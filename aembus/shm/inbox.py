@@ -57,6 +57,7 @@ class Inbox(Sleeper):
         self._doors = bytes(layout.LANE_CLASSES * self._slots)
         self._opened: dict[int, LaneConsumer | None] = {}  # by the lane's number; None: corrupt
         self.lanes: tuple[list[LaneConsumer], ...] = tuple([] for _ in range(layout.LANE_CLASSES))
+        self.reply_lanes: dict[int, LaneConsumer] = {}  # by the producer's slot
         self._origins: dict[LaneConsumer, tuple[int, int]] = {}  # lane class, producer's slot
         self._reserved: set[int] = set()  # reply lanes, by their number
         self._turns: list[_Turn] = [()]  # by the first normal lane; made when it is that one's turn
@@ -97,6 +98,7 @@ class Inbox(Sleeper):
                 if lane is not None:
                     lanes[index // self._slots].append(lane)
             self.lanes = lanes
+            self.reply_lanes = {self._origins[lane][1]: lane for lane in lanes[layout.CLASS_REPLY]}
             self._turns = [()] * max(len(lanes[layout.CLASS_NORMAL]), 1)
             self._doors = doors
 
@@ -284,6 +286,7 @@ class Inbox(Sleeper):
                 lane.close()
             lanes.clear()
         self._turns = [()]
+        self.reply_lanes.clear()
         self._origins.clear()
         for bell in self._bells:
             bell.close()

@@ -54,7 +54,7 @@ class Deliverable(Protocol):
 
     handler: Callable[..., object]
     once: bool
-    lane: LaneConsumer | None
+    lane: Any  # the LaneConsumer, or None
     delivered: int
 
 
@@ -197,6 +197,8 @@ class LaneConsumer:
         decode: Callable[[bytes], Sequence[Any]],
         budget: int,
         stopping: bytearray,
+        publishers: Mapping[int, object] | None = None,
+        answer: Callable[[Record, Any, Any], object] | None = None,
     ) -> int:
         """Run the handlers of the next jobs, as long as they are plain, and mark them done.
 
@@ -210,6 +212,9 @@ class LaneConsumer:
             decode: makes a handler's arguments of a payload.
             budget: run at most so many.
             stopping: end the run after a handler once its only byte is not 0.
+            publishers, answer: how calls are answered: by the caller's incarnation, and by
+                ``answer(record, result, event)``.  With these calls that nobody else waits for are
+                plain to the lane in C; here they are left to `take`.
 
         Returns how many were run.  What a handler raises comes through; its record is `in_hand`
         then, started and not finished.  Raises CorruptLane as `take` does.

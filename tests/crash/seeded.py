@@ -208,24 +208,24 @@ DONE_BEFORE_THE_HANDLER_IN_C: Final = Bug(
         Edit(
             "aembus/shm/_lane_deliver.c",
             """\
-    PyObject *result = call_with_payload(run, handler, job->event, job->payload);
+    int is_call = job->taken.header.kind != KIND_JOB;
 """,
             """\
     if (done(self, &job->taken) < 0)
         return -1;
-    PyObject *result = call_with_payload(run, handler, job->event, job->payload);
+    int is_call = job->taken.header.kind != KIND_JOB;
 """,
         ),
         Edit(
             "aembus/shm/_lane_deliver.c",
             """\
-        return -1;
+        return failed ? -1 : 0;
     if (done(self, &job->taken) < 0)
         return -1;
     return count_delivered(self, run);
 """,
             """\
-        return -1;
+        return failed ? -1 : 0;
     return count_delivered(self, run);
 """,
         ),
