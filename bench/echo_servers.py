@@ -23,6 +23,7 @@ import psutil
 
 import aembus
 from aembus.control import ControlClient
+from aembus.hosting import event_loop
 
 COMPUTE: Final = "BENCH_COMPUTE_US"
 ADDRESS: Final = "BENCH_ADDRESS"
@@ -145,12 +146,16 @@ def plain(loop: str, compute_us: int = 0) -> Iterator[Serving]:
 
 @contextlib.contextmanager
 def on_bus(
-    workers: int = 1, compute_us: int = 0, entry_point: str = "bench.echo_servers:worker"
+    workers: int = 1,
+    compute_us: int = 0,
+    entry_point: str = "bench.echo_servers:worker",
+    loop: str = "",
 ) -> Iterator[Serving]:
-    """Run a bus with workers that echo."""
+    """Run a bus with workers that echo; the supervisor's event loop is "asyncio" or "uvloop"."""
     name = f"bench-echo-{os.getpid()}-{time.monotonic_ns() % 1_000_000}"
     address = f"127.0.0.1:{_free_port()}"
     os.environ[ADDRESS], os.environ[COMPUTE] = address, str(compute_us)
+    os.environ[event_loop.VARIABLE] = loop
     spec = aembus.WorkerSpec("echo", entry_point, count=workers)
     with tempfile.TemporaryDirectory() as directory:
         with aembus.Supervisor(
