@@ -200,7 +200,15 @@ def measure(name: str, serving: Serving, load: Load, pairs: int, seconds: float)
     return {"without": bare, "with": attacked, "rss_mib": rss_mib, "counted": counted}
 
 
-GAUGES: Final = ("connections", "unsent_bytes", "calls", "listeners", "answering", "number")
+GAUGES: Final = (
+    "connections",
+    "handshakes",
+    "unsent_bytes",
+    "calls",
+    "listeners",
+    "answering",
+    "number",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from .tcp_address import address_text, bind, host_of, peer_text
 from .tcp_client import ENVELOPE_BYTES, REDELIVER
 from .tcp_connection import NS, Connection, Origin
 from .tcp_hand_over import Given, Unpacker, pack
+from .tcp_handshakes import Handshakes
 from .tcp_limits import Deadlines
 from .tcp_listener import Listener, Parts, find_parts
 from .tcp_options import Options
@@ -51,6 +52,7 @@ class TcpService(Service):
         self._opening: dict[int, asyncio.Future[None]] = {}  # whose call of connect waits
         self._waiting: set[int] = set()  # until somebody is registered at their point
         self._deadlines = Deadlines()
+        self.handshakes = Handshakes(self._loop)
         self._look: asyncio.TimerHandle | None = None
         self._look_ns = 0
         self._counts: dict[str, int] = {}
@@ -280,6 +282,7 @@ class TcpService(Service):
         self._closing = True
         for listener in self._listeners.values():
             listener.close()
+        self.handshakes.close()
         for connection in self._connections.values():
             connection.pause()
 
@@ -403,6 +406,7 @@ class TcpService(Service):
         return {
             "listeners": len(set(self._listeners.values())),
             "connections": len(self._connections),
+            "handshakes": len(self.handshakes),
             "unsent_bytes": sum(c.stream.unsent_bytes for c in self._connections.values()),
             **self._counts,
         }
@@ -454,6 +458,7 @@ class TcpService(Service):
             )
         self._connections.pop(connection.id, None)
         self._deadlines.forget(connection.id)
+        self.handshakes.end(connection)
         self.host.forget_source(connection.id)
         if self._closing and not self._connections:
             self._all_closed.set()

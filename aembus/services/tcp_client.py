@@ -91,7 +91,7 @@ class TcpClient:
                 it stays.
             with_peer: activate `point` with (connection, message, peer's address).
             handshake_s_max: the proxy's header and the TLS handshake have to be over within so
-                many seconds.
+                many seconds; and within one, if 1,000 handshakes are under way.
             tls: speak TLS, with the files of these paths (PEM): "certificate" (the whole chain),
                 "key" (if it is not in the same file), and "authorities": only peers with a
                 certificate that one of them has signed are let in.  Files that are replaced are

@@ -17,6 +17,7 @@ from aembus.services.base import Host
 from aembus.services.framing import Answer, Framer, FramingError, RawFramer
 
 from .tcp_failure import Failure
+from .tcp_handshakes import Handshakes
 from .tcp_opening import Entrance, Opening
 from .tcp_stream import Stream
 
@@ -44,6 +45,7 @@ class Keeper(Protocol):
     """What a connection asks of the service."""
 
     host: Host
+    handshakes: Handshakes
 
     def count(self, what: str) -> None:
         """Count something for the statistics."""
@@ -128,7 +130,7 @@ class Connection:
             self._begun_ns = self._last_ns
             self._look_at_due()
             self.stream.resume()
-        Opening(self, self.origin, self._host.now_ns()).begin()
+        Opening(self, self.origin, self._keeper.handshakes, self._host.now_ns()).begin()
 
     def refuse(self, counted_as: str, reason: str) -> None:
         """Close, before it was open."""

@@ -2,7 +2,7 @@
 
 It accepts once somebody is registered at its point, a few in each turn of the event loop, so that
 a flood of connections delays nobody else for long.  A full listener closes what comes, at most
-`REFUSALS_MAX` in each `REFUSALS_S`: 640 a second.  The others wait in the kernel's queue, of 1,024,
+`REFUSALS_MAX` in each `REST_S`: 640 a second.  The others wait in the kernel's queue, of 1,024,
 for 1.6 s at most; whoever finds that full is held off by the kernel.  A connection that ends lets
 the next one in at once.
 """
@@ -21,6 +21,7 @@ from aembus.services.framing import Framer, load_framer
 
 from .tcp_address import UNIX, address_text, bound_path, host_of, unlink_unix
 from .tcp_failure import Failure, load_failure
+from .tcp_handshakes import Handshakes
 from .tcp_limits import Census
 from .tcp_options import Options
 from .tcp_tls import TlsFiles
@@ -28,13 +29,15 @@ from .tcp_tls import TlsFiles
 log = logging.getLogger("aembus")
 
 ACCEPTS_A_TURN: Final = 64
-REFUSALS_MAX: Final = 64  # of a full listener, until it rests
-REFUSALS_S: Final = 0.1  # so long
+REFUSALS_MAX: Final = 64  # by a full listener, until it rests
+REST_S: Final = 0.1
 NO_DESCRIPTOR_S: Final = 0.5  # until accepting is tried again
 
 
 class Acceptor(Protocol):
     """Whom a listener tells."""
+
+    handshakes: Handshakes
 
     def accepted(self, listener: Listener, connected: socket.socket, name: object) -> None:
         """Take a connection up; it is counted in already, unless a proxy is to say whose it is."""
@@ -142,7 +145,7 @@ class Listener:
     def _rest(self) -> None:
         self._stop_accepting()
         if self._rested is None:
-            self._rested = self._loop.call_later(REFUSALS_S, self._on_rested)
+            self._rested = self._loop.call_later(REST_S, self._on_rested)
 
     def _on_rested(self) -> None:
         self._rested = None
@@ -152,6 +155,10 @@ class Listener:
     def _on_connections(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
             if self._refusals >= REFUSALS_MAX and self.census.is_full:
+                self._rest()
+                return
+            if self.tls is not None and not self._acceptor.handshakes.has_room():
+                self._acceptor.count("handshake_pauses")
                 self._rest()
                 return
             try:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from .proxy_protocol import ProxyHeaderError, parse_proxy_header
 from .tcp_address import address_text
+from .tcp_handshakes import Handshakes
 from .tcp_options import Options
 from .tcp_stream import Stream
 from .tcp_tls import TlsFiles, TlsFilter
@@ -66,12 +67,16 @@ class Opening:
     Args:
         connection: which.
         entrance: where it comes from.
+        handshakes: where those of peers that connect are counted, and wait for their turn.
         now_ns: on the host's clock.
     """
 
-    def __init__(self, connection: Opened, entrance: Entrance, now_ns: int) -> None:
+    def __init__(
+        self, connection: Opened, entrance: Entrance, handshakes: Handshakes, now_ns: int
+    ) -> None:
         self._connection = connection
         self._entrance = entrance
+        self._handshakes = handshakes
         self._now_ns = now_ns
         self._header = b""
 
@@ -111,9 +116,26 @@ class Opening:
             return
         context = entrance.tls.context(self._now_ns)
         stream.tls = TlsFilter(context, entrance.server_side, entrance.server_hostname)
-        stream.deliver = self._on_encrypted_bytes
-        if not entrance.server_side:
+        if entrance.server_side:
+            stream.deliver = self._on_handshake_bytes
+            self._handshakes.begin(self._connection)
+        else:
+            stream.deliver = self._on_encrypted_bytes
             self._on_encrypted_bytes(b"")
+
+    def _on_handshake_bytes(self, data: bytes) -> None:
+        self._connection.stream.pause()
+        self._handshakes.take_turn(lambda: self._shake_hands(data))
+
+    def _shake_hands(self, data: bytes) -> None:
+        stream = self._connection.stream
+        if stream.is_closing:
+            return
+        stream.resume()
+        self._on_encrypted_bytes(data)
+        if stream.tls is not None and stream.tls.is_ready:
+            stream.deliver = self._on_encrypted_bytes
+            self._handshakes.end(self._connection)
 
     def _on_encrypted_bytes(self, data: bytes) -> None:
         connection, stream = self._connection, self._connection.stream

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from aembus.services.tcp_address import bind
+from aembus.services.tcp_handshakes import Handshakes
 from aembus.services.tcp_limits import REFUSED
 from aembus.services.tcp_listener import REFUSALS_MAX, Listener, find_parts
 from aembus.services.tcp_options import Options
@@ -21,6 +22,7 @@ class Acceptor:
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
+        self.handshakes = Handshakes(asyncio.get_running_loop())
         self.accepted_sockets: list[socket.socket] = []
         self.counts: Counter[str] = Counter()
 
