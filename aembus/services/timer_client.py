@@ -106,7 +106,8 @@ class TimerClient:
         self._growing = threading.RLock()
         self._timers: list[Timer | None] = []  # with handlers, by the index of their id
         self._free: list[int] = []  # ids to be used next
-        self._looked_through = 0  # places: the next ones are looked at next
+        self._looked_through = 0  # places of this round: the next ones are looked at next
+        self._round = 0  # places that there were when it began; what came since is young
         self._point_ids = itertools.count(FIRST_POINT_ID)  # one step to all threads
         # One event stands for all timers of this process: there may be millions of those.
         self._event = Event("timer", self._expire, EventOptions(name="timer", redeliver=False))
@@ -121,7 +122,8 @@ class TimerClient:
         self._incarnation = self._bus.incarnation
         self._monotonic_ns = self._bus.clock_ns
         self._route = self._bus.numbers_route(service, "set")
-        self._timers, self._free, self._looked_through = [], [], 0
+        self._timers, self._free = [], []
+        self._looked_through = self._round = 0
         self._bus.event_struct.on_kind(layout.KIND_TIMER, self._expire)
 
     def let_go(self) -> None:
@@ -303,8 +305,10 @@ class TimerClient:
     def _ids_of_ended(self) -> list[int]:
         """Let go of the ended timers in the next places; return the ids that follow theirs."""
         timers = self._timers
-        begin = self._looked_through if self._looked_through < len(timers) else 0
-        self._looked_through = begin + IDS_AT_ONCE
+        if self._looked_through == self._round:
+            self._looked_through, self._round = 0, len(timers)
+        begin = self._looked_through
+        self._looked_through = min(begin + IDS_AT_ONCE, self._round)
         places = timers[begin : begin + IDS_AT_ONCE]
         ids = [timer.id for timer in places if timer is not None and timer._data is ENDED]
         for ended_id in ids:

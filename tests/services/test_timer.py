@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 import signal
 import sys
 import threading
@@ -91,6 +92,19 @@ def test_cancelling_what_has_fired_does_not_touch_its_successor(bus: str) -> Non
         first.cancel()
         first.cancel()
         until("all others fired", lambda: member.poll(0.1) * 0 or len(fired) == len(started))
+
+
+def test_starting_and_cancelling_for_ever_keeps_nothing(bus: str) -> None:
+    """The places of timers that ended are used again, in whatever order they end."""
+    with aembus.connect(bus) as member:
+        timer = member.service("timer")
+        chance = random.Random(1)
+        running = [timer.after(3600.0, print) for _ in range(5000)]
+        for _ in range(30_000):
+            place = chance.randrange(len(running))
+            running[place].cancel()
+            running[place] = timer.after(3600.0, print)
+        assert max(_index(started) for started in running) < 2 * len(running)
 
 
 def _index(timer: Timer) -> int:
