@@ -47,6 +47,7 @@ class CallTable:
         self._answers = Answers(sender, waits=False)
         self._entries: dict[int, _Entry] = {}
         self._answering: set[asyncio.Future[None]] = set()
+        self._last_caller = Caller(0, 0)
         self.calls = 0
         self.failures = 0
 
@@ -83,9 +84,8 @@ class CallTable:
     def take(self, record: Record) -> None:
         """Call what a record asks for, or keep it while the state is on its way."""
         if record.flags & layout.FLAG_NUMBERS:
-            caller = Caller(record.origin_slot, record.origin_incarnation)
             numbers = array("Q", (record.reply_id, record.deadline_ns))
-            self.take_numbers(record.event_id, caller, numbers)
+            self.take_numbers(record.event_id, self._caller_of(record), numbers)
             return
         self.calls += 1
         entry = self._entries.get(record.event_id)
@@ -139,9 +139,8 @@ class CallTable:
         return hosted.later_bytes > KEPT_BYTES_MAX
 
     def _call(self, hosted: Hosted, method: Callable[..., Any], record: Record) -> None:
-        caller = Caller(record.origin_slot, record.origin_incarnation)
         try:
-            result = method(caller, *decode(record.payload))
+            result = method(self._caller_of(record), *decode(record.payload))
         except Exception as error:
             self._refuse(record, error)
             return
@@ -153,6 +152,12 @@ class CallTable:
             future.add_done_callback(self._answering.discard)
         elif record.flags & layout.FLAG_WANTS_REPLY:
             self._answer(record, result)
+
+    def _caller_of(self, record: Record) -> Caller:
+        last = self._last_caller  # mostly it is that one again
+        if last != (record.origin_slot, record.origin_incarnation):
+            self._last_caller = last = Caller(record.origin_slot, record.origin_incarnation)
+        return last
 
     async def _answer_later(self, hosted: Hosted, record: Record, result: Awaitable[Any]) -> None:
         try:

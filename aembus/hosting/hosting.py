@@ -23,7 +23,6 @@ from aembus.routing import SUPERVISOR_SLOT, Target
 from aembus.sender import Job, Sender
 from aembus.services.base import Caller
 from aembus.shm.inbox import Inbox
-from aembus.shm.lanes import Record
 
 log = logging.getLogger("aembus")
 
@@ -53,6 +52,7 @@ class Hosting:
         self._inbox = inbox
         self._table = CallTable(sender)
         self._outgoing = Outgoing(sender, on_lost, first_source)
+        self.take = self._table.take  # see Work: called for each message
         self._turns = Turns(inbox, sender, self)
         surroundings = Surroundings(
             self._outgoing,
@@ -72,14 +72,10 @@ class Hosting:
 
     def may_take(self) -> bool:
         """See Work."""
-        for hosted in self.versions:  # noqa: SIM110  # a third of the time of any()
-            if self._table.keeps_too_much(hosted):
+        for hosted in self.versions.loaded:
+            if hosted.later_bytes and self._table.keeps_too_much(hosted):
                 return False
         return True
-
-    def take(self, record: Record) -> None:
-        """See Work."""
-        self._table.take(record)
 
     def take_numbers(self, call_id: int, caller: Caller, numbers: array[int]) -> None:
         """See Work."""
@@ -88,7 +84,7 @@ class Hosting:
     def work(self, now_ns: int) -> int:
         """See Work."""
         worked = 0
-        for hosted in self.versions:
+        for hosted in self.versions.loaded:
             worked += hosted.do_work(now_ns)
         if self._outgoing.waits() and (resumed := self._outgoing.flush()):
             for hosted in self.versions:
@@ -98,7 +94,7 @@ class Hosting:
     def next_due_ns(self) -> int | None:
         """See Work."""
         first_ns = None
-        for hosted in self.versions:
+        for hosted in self.versions.loaded:
             if hosted.has_times:
                 due_ns = hosted.next_due_ns()
                 if due_ns is not None and (first_ns is None or due_ns < first_ns):

@@ -19,6 +19,7 @@ from aembus.sender import Sender
 from aembus.services.base import Caller
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
+from aembus.shm.lane import CorruptLane
 from aembus.shm.lanes import LaneConsumer, Record
 from aembus.shm.sleeper import SLEEP_S_MAX
 
@@ -163,10 +164,16 @@ class Turns:
             return 0, 0
         calls = all_numbers = 0
         for lane, budget in self._inbox.turn():
+            if not lane.has_records():
+                continue
             numbers = self._take_numbers(lane)
             all_numbers += numbers
             for _ in range(budget if numbers < NUMBERS_A_TURN else 0):
-                record = self._inbox.take(lane)
+                try:
+                    record = lane.take()
+                except CorruptLane as error:
+                    self._inbox.give_up(lane, error)
+                    break
                 if record is None:
                     break
                 is_numbers = bool(record.flags & layout.FLAG_NUMBERS)

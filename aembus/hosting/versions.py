@@ -72,6 +72,8 @@ class Versions:
         table: where its calls are entered.
         inbox: where they come from.
         slot: of the member that this host is.
+
+    loaded: oldest first, draining versions included; another tuple after each change.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Versions:
         self._table = table
         self._inbox = inbox
         self._slot = slot
-        self._loaded: tuple[Hosted, ...] = ()  # another one for each change
+        self.loaded: tuple[Hosted, ...] = ()
         self._numbers = itertools.count((slot << NUMBER_BITS) + 1)  # no other host's
         self._loads: Counter[tuple[str, str]] = Counter()
         self._codes: list[ServiceCode] = []
@@ -89,19 +91,19 @@ class Versions:
         self._closing = False
 
     def __iter__(self) -> Iterator[Hosted]:
-        """Iterate over what is loaded, oldest first, draining versions included."""
-        return iter(self._loaded)
+        """Iterate over what is loaded."""
+        return iter(self.loaded)
 
     def running(self) -> list[Hosted]:
         """Return what can be bound, oldest first."""
-        return [hosted for hosted in self._loaded if hosted.state == STATE_RUNNING]
+        return [hosted for hosted in self.loaded if hosted.state == STATE_RUNNING]
 
     def find(self, name: str, version: str | None) -> Hosted:
         """Return the newest running version of a service, or of one of its versions.
 
         Raises: ServiceNotFound.
         """
-        for hosted in reversed(self._loaded):
+        for hosted in reversed(self.loaded):
             fits = version in (None, hosted.label, hosted.code.version)
             if hosted.name == name and fits and hosted.state == STATE_RUNNING:
                 return hosted
@@ -120,7 +122,7 @@ class Versions:
         """
         async with self._changing:
             with self._new_code(await asyncio.to_thread(load_code, spec)) as code:
-                for hosted in self._loaded:
+                for hosted in self.loaded:
                     if (hosted.name, hosted.code.version) == (code.name, code.version):
                         raise ServiceLoadError(
                             "this version is loaded already; state another one in the class, or "
@@ -279,7 +281,7 @@ class Versions:
             hosted.number,
             tuple(service.points),
         )
-        self._loaded = (*self._loaded, hosted)
+        self.loaded = (*self.loaded, hosted)
         hosted.start_running()
         if self._closing:
             hosted.ask("close_intakes")  # the others were told while it took its state over
@@ -298,12 +300,12 @@ class Versions:
             await asyncio.sleep(LOOK_S)
             if self._closing:
                 return  # `stop` sees to it
-        if hosted not in self._loaded:
+        if hosted not in self.loaded:
             return
-        self._loaded = tuple(other for other in self._loaded if other is not hosted)
+        self.loaded = tuple(other for other in self.loaded if other is not hosted)
         self._table.remove(hosted)
         await hosted.stop(STOP_S_MAX)
-        for other in self._loaded:
+        for other in self.loaded:
             if other.before is hosted:
                 other.before = None
         self._forget_unused()
@@ -319,7 +321,7 @@ class Versions:
             raise
 
     def _forget_unused(self) -> None:
-        used = [h.code for h in self._loaded] + [h.replaced for h in self._loaded]
+        used = [h.code for h in self.loaded] + [h.replaced for h in self.loaded]
         for code in [c for c in self._codes if c not in used]:
             self._codes.remove(code)
             code.forget()
@@ -333,7 +335,7 @@ class Versions:
         self._closing = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changing.acquire(), CHANGE_S_MAX)
-        for hosted in reversed(self._loaded):
+        for hosted in reversed(self.loaded):
             await hosted.stop(STOP_S_MAX)
 
 

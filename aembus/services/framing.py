@@ -23,11 +23,14 @@ message at the end of the stream (it is dropped, since nobody knows whether it w
 from __future__ import annotations
 
 import importlib
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 LENGTH_PREFIX_BYTES: Final = 4
+
+_unpack_length: Final = struct.Struct(">I").unpack_from
 
 
 class Message(NamedTuple):
@@ -178,7 +181,7 @@ class LengthFramer:
         wanted_bytes = LENGTH_PREFIX_BYTES
         while len(data) - start >= LENGTH_PREFIX_BYTES:
             body = start + LENGTH_PREFIX_BYTES
-            size_bytes = int.from_bytes(data[start:body], "big")
+            (size_bytes,) = _unpack_length(data, start)
             if size_bytes > self._message_bytes_max:
                 return self._fail(size_bytes, messages)
             if len(data) - body < size_bytes:
