@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aembus.bus import Bus as Bus
-from aembus.bus import BusStatistics as BusStatistics
 from aembus.calls import Answer as Answer
 from aembus.codec import portable as portable
 from aembus.connecting import connect as connect
@@ -41,9 +40,7 @@ from aembus.errors import SupervisorError as SupervisorError
 from aembus.errors import VersionMismatch as VersionMismatch
 from aembus.event import Child as Child
 from aembus.event import Event as Event
-from aembus.event import EventStatistics as EventStatistics
 from aembus.events import EventStruct as EventStruct
-from aembus.events import EventStructStatistics as EventStructStatistics
 from aembus.job import Identity as Identity
 from aembus.job import Job as Job
 from aembus.killpoints import killpoint as killpoint
@@ -57,6 +54,9 @@ from aembus.service_box import LoadedService as LoadedService
 from aembus.service_box import ServiceBox as ServiceBox
 from aembus.service_box import ServiceChange as ServiceChange
 from aembus.stages import Timings as Timings
+from aembus.statistics import BusStatistics as BusStatistics
+from aembus.statistics import EventStatistics as EventStatistics
+from aembus.statistics import EventStructStatistics as EventStructStatistics
 
 if TYPE_CHECKING:
     from aembus.supervisor import DeadLetterBox as DeadLetterBox

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, final, overload
 
@@ -22,8 +21,8 @@ from aembus.coroutines import Coroutines, is_coroutine
 from aembus.counter import Counter, Counters
 from aembus.delivery import DELIVERY_INTERRUPT, DELIVERY_RUN, Delivery, check_delivery
 from aembus.errors import AembusError, ForkedBusError
-from aembus.event import Event, EventStatistics, Handler
-from aembus.events import EventStruct, EventStructStatistics
+from aembus.event import Event, Handler
+from aembus.events import EventStruct
 from aembus.forks import poison_in_children
 from aembus.masking import masked
 from aembus.membership import Membership
@@ -38,6 +37,7 @@ from aembus.sender import Sender
 from aembus.service_clients import ServiceClients
 from aembus.shm.inbox import Inbox
 from aembus.stages import Stage, Stages
+from aembus.statistics import BusStatistics
 from aembus.taps import harmless, tap_options
 
 if TYPE_CHECKING:
@@ -46,20 +46,6 @@ if TYPE_CHECKING:
 KEEP_S: Final = 60.0
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class BusStatistics:
-    """What this process did on its bus so far.
-
-    late_replies: answers that came when nobody waited for them any more.
-    dropped: jobs that its place's events went without (``full="drop"``), since that was made.
-    """
-
-    event_struct: EventStructStatistics
-    events: dict[str, EventStatistics]
-    late_replies: int
-    dropped: int = 0
 
 
 @final

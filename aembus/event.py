@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, final
 
 from aembus.callchain import Chain
 from aembus.job import Job
 from aembus.options import EventOptions
 from aembus.shm.lanes import LaneConsumer, Record
-from aembus.stages import Stages, Timings
+from aembus.stages import Stages
+from aembus.statistics import EventStatistics
 
 Handler = Callable[..., object]
 
@@ -74,22 +74,6 @@ class Awaited(NamedTuple):
 
 # Where a coroutine of a handler runs, and in the tasks that it starts.
 awaited: Final[ContextVar[Awaited | None]] = ContextVar("awaited", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class EventStatistics:
-    """What one event's handler did in this process.
-
-    refused: jobs that its constructor or handler refused; they are neither of the others.
-    expired: jobs that were too old (`ttl`) when their turn came, and did not get to the handler.
-    timings: of its stages; None if it has neither constructor nor destructor.
-    """
-
-    delivered: int
-    failed: int
-    refused: int = 0
-    timings: Timings | None = None
-    expired: int = 0
 
 
 @final

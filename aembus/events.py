@@ -15,7 +15,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from aembus import callchain
@@ -31,6 +30,7 @@ from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 from aembus.shm.lane import CorruptLane
 from aembus.shm.lanes import LaneConsumer, Record
+from aembus.statistics import EventStructStatistics
 
 log = logging.getLogger("aembus")
 
@@ -40,20 +40,6 @@ TOO_OLD: Final = "its ttl ended before its turn came"
 BACKOFF_S_MAX: Final = 3600.0
 NS: Final = 1_000_000_000
 KEEP_AGAIN_S: Final = 1.0  # after that, what could not be kept as a dead letter is tried again
-
-
-@dataclass(frozen=True, slots=True)
-class EventStructStatistics:
-    """What this member's event_struct did in this process."""
-
-    events: int
-    delivered: int
-    failed: int
-    dead_lettered: int
-    held: int = 0
-    retrying: int = 0
-    refused: int = 0
-    expired: int = 0
 
 
 class Undeliverable(Protocol):
