@@ -24,9 +24,10 @@ from aembus.routing import SUPERVISOR_SLOT, Target
 from aembus.sender import IN_TURN, Job, Sender
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
-from aembus.shm.lanes import LaneConsumer, Publisher, Record
+from aembus.shm.lanes import Record
 
 NS: Final = 1_000_000_000
+WAKE_UP_NS: Final = int(WAKE_UP_S * NS)
 
 NOBODY_WAITS: Final[tuple[Chain, bool]] = ((), False)
 
@@ -57,26 +58,15 @@ class Waiting:
     """One call that is under way.
 
     answer: flags and payload of the reply, once it is there.
-    lane: by which it is looked for.
     arrived: called then, by whichever thread takes it; None: whoever waits looks for itself.
     """
 
-    __slots__ = ("answer", "arrived", "lane", "reply_id")
+    __slots__ = ("answer", "arrived", "reply_id")
 
     def __init__(self, reply_id: int, arrived: Callable[[], None] | None) -> None:
         self.reply_id = reply_id
         self.arrived = arrived
         self.answer: tuple[int, bytes] | None = None
-        self.lane: LaneConsumer | None = None
-
-    def may_have_come(self) -> bool:
-        """Say whether the answer is there, or something else is next in `lane`."""
-        if self.answer is not None:  # another thread took it
-            return True
-        try:
-            return self.lane is not None and self.lane.has_records()
-        except ValueError:  # another thread closed it
-            return True
 
     @property
     def failed(self) -> bool:
@@ -119,6 +109,7 @@ class Calls:
         waiters: Callable[[], tuple[Chain, bool]],
     ) -> None:
         self._sender = sender
+        self._clock = sender.clock
         self._inbox = inbox
         self._incarnation = incarnation
         self._waiters = waiters
@@ -158,15 +149,67 @@ class Calls:
     # --- calling handlers -------------------------------------------------------------------------
 
     def call(
-        self, point: str, data: bytes, key_hash: int, timeout_s: float, redeliver: bool
+        self,
+        point: str,
+        arguments: tuple[Any, ...],
+        key_hash: int,
+        timeout_s: float,
+        redeliver: bool,
     ) -> Any:
         """See ActivationPoint.call."""
-        deadline = self._sender.clock() + timeout_s
+        deadline = self._clock() + timeout_s
         way = self._ways.get(point)
-        if way is not None and way.publisher is not None and not redeliver:
-            waiting, target = self._call_shortly(way, way.publisher, data, key_hash, deadline)
-            if target is not None and not waiting.returned:
+        if (
+            way is not None
+            and not redeliver
+            and self._waiters() == NOBODY_WAITS
+            and (publisher := way.publisher) is not None
+        ):
+            targets, lanes = way.targets, way.reply_lanes
+            reply_id = next(self._reply_ids)
+            self._waiting[reply_id] = waiting = Waiting(reply_id, None)
+            try:
+                # As in `_await`: one thread at a time may look.
+                looks = len(self._waiting) == 1 and self._looking.may_look()
+                outcome = publisher.call(
+                    arguments,
+                    key_hash,
+                    int(deadline * NS),
+                    reply_id,
+                    waiting,
+                    lanes,
+                    WAKE_UP_NS if looks else 0,
+                )
+                if outcome == 0:
+                    pass
+                elif isinstance(outcome, int):
+                    has_looked = looks and lanes[outcome - 1] is not None
+                    self._await_unanswered(waiting, looks, has_looked, deadline)
+                    lanes[outcome - 1] = self._inbox.reply_lanes.get(targets[outcome - 1].slot)
+                elif len(outcome) == 1:
+                    self._looking.was_worth()
+                    return outcome[0]
+                else:
+                    waiting.answer = outcome
+            finally:
+                del self._waiting[reply_id]
+                del publisher  # a traceback would keep it, and it the memory of the bus
+            if outcome and not waiting.returned:
+                target = targets[outcome - 1 if isinstance(outcome, int) else 0]
                 return self.result(waiting, target, point, timeout_s)
+        return self._call_at_length(
+            point, encode(arguments), key_hash, timeout_s, deadline, redeliver
+        )
+
+    def _call_at_length(
+        self,
+        point: str,
+        data: bytes,
+        key_hash: int,
+        timeout_s: float,
+        deadline: float,
+        redeliver: bool,
+    ) -> Any:
         flags = layout.FLAG_REDELIVER if redeliver else 0
         while True:
             target = self.the_one(point, key_hash)
@@ -184,27 +227,14 @@ class Calls:
             finally:
                 self.end(waiting)
 
-    def _call_shortly(
-        self, way: CallWay, publisher: Publisher, data: bytes, key_hash: int, deadline: float
-    ) -> tuple[Waiting, Target | None]:
-        # Returns whom it called, None if nobody: then nothing was done.
-        waiting = Waiting(next(self._reply_ids), None)
-        if self._waiters() != NOBODY_WAITS:
-            return waiting, None
-        targets = way.targets
-        self._waiting[waiting.reply_id] = waiting
-        try:
-            payload = callchain.wrap((), data)
-            place = publisher.publish_call(payload, key_hash, int(deadline * NS), waiting.reply_id)
-            if not place:
-                return waiting, None
-            target = targets[place - 1]
-            self._look_in_lane(waiting, target.slot)
-            if waiting.answer is None:
-                self._await_by_bell([waiting], deadline)
-        finally:
-            del self._waiting[waiting.reply_id]
-        return waiting, target
+    def _await_unanswered(
+        self, waiting: Waiting, may_look: bool, has_looked: bool, deadline: float
+    ) -> None:
+        if has_looked:
+            self._looking.was_in_vain()
+        elif may_look:  # but it was not known where
+            self._await([waiting], deadline)
+        self._await_by_bell([waiting], deadline)
 
     def _make_way(self, point: str) -> None:
         way = self._ways.get(point)
@@ -348,22 +378,6 @@ class Calls:
         if len(self._waiting) == len(calls) and self._looking.look(self._inbox.has_replies):
             self.take_replies()
         self._await_by_bell(calls, deadline)
-
-    def _look_in_lane(self, waiting: Waiting, slot: int) -> None:
-        # As `_await` looks, but in the callee's lane alone, and its lane is in C: no other thread,
-        # and no signal handler, comes between taking the answer and finishing it.
-        waiting.lane = lane = self._inbox.reply_lanes.get(slot)
-        if lane is None or len(self._waiting) != 1 or not self._looking.look(waiting.may_have_come):
-            return
-        try:
-            waiting.answer = waiting.answer or lane.take_answer(waiting.reply_id)
-            wants_post = lane.wants_post()
-        except ValueError:  # another thread closed it
-            return
-        if waiting.answer is None:
-            self.take_replies()  # late ones, perhaps, that nobody has taken yet
-        elif wants_post:
-            self._sender.ring(slot)
 
     def _await_by_bell(self, calls: Sequence[Waiting], deadline: float) -> None:
         while any(waiting.answer is None for waiting in calls):

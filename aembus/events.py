@@ -171,7 +171,7 @@ class EventStruct:
 
         It does if it delivers nothing before that handler has ended.
         """
-        if self.in_handler():
+        if self._delivering and self.in_handler():
             return self._chain, True
         work = awaited.get()
         return (work.chain, work.alone) if work is not None else ((), False)

@@ -31,8 +31,7 @@ class Looking:
         Later it may be if another process had the core meanwhile.  That counts as in vain, unless
         `was_worth` is called.
         """
-        if self._to_skip:
-            self._to_skip -= 1
+        if not self.may_look():
             return False
         began = time.monotonic()
         while not (come := found()):
@@ -43,9 +42,20 @@ class Looking:
         if self.took_s < self._moment_s:
             self._skip_next = 1
         else:
-            self._to_skip = self._skip_next
-            self._skip_next = min(2 * self._skip_next, SKIPPED_MAX)
+            self.was_in_vain()
         return come
+
+    def may_look(self) -> bool:
+        """Say whether to look now: for who does it by other means, and then says how it went."""
+        if self._to_skip > 0:
+            self._to_skip -= 1
+            return False
+        return True
+
+    def was_in_vain(self) -> None:
+        """Look less often than until now."""
+        self._to_skip = self._skip_next
+        self._skip_next = min(2 * self._skip_next, SKIPPED_MAX)
 
     def was_worth(self) -> None:
         """Look again next time, however long it took this time."""

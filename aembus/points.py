@@ -130,7 +130,7 @@ class ActivationPoint:
         was sent), BusBroken, BusClosed, ForkedBusError, OutOfSharedMemory.
         """
         hashed = IN_TURN if key is None else key_hash(key)
-        return self._calls.call(self.name, encode(data), hashed, timeout, redeliver)
+        return self._calls.call(self.name, data, hashed, timeout, redeliver)
 
     def call_all(self, *data: Any, timeout: float = 5.0) -> list[Answer]:
         """Call every concerned event, of each group one, and block until all have answered.

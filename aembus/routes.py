@@ -15,7 +15,7 @@ from aembus.options import DROP, WAIT
 from aembus.publisher import Destination, Publisher
 from aembus.routing import EMPTY, Routing, Target, WaitQueue
 from aembus.shm import layout
-from aembus.shm.lanes import LaneProducer
+from aembus.shm.lanes import LaneConsumer, LaneProducer
 from aembus.shm.lanes import Publisher as CPublisher
 from aembus.shm.peer import Peer
 from aembus.shm.registry import RegistryReader
@@ -45,14 +45,19 @@ class Route:
 
 
 class CallWay:
-    """The short way of the calls at one point, and to whom its publisher sends them."""
+    """The short way of the calls at one point.
 
-    __slots__ = ("lanes_opened", "publisher", "targets")
+    targets: to whom its publisher sends them.
+    reply_lanes: of each of those the lane by which it answers; None: not known yet.
+    """
+
+    __slots__ = ("lanes_opened", "publisher", "reply_lanes", "targets")
 
     def __init__(self) -> None:
         self.publisher: CPublisher | None = None
         self.lanes_opened = 0
         self.targets: Sequence[Target] = ()
+        self.reply_lanes: list[LaneConsumer | None] = []
 
 
 class ShortWay(Protocol):
@@ -168,7 +173,8 @@ class Routes:
             if len(groups) != 1 or route.generation == NEVER:
                 return
             way.targets = [target._replace(full=WAIT) for target in groups[0]]
-            way.publisher = CPublisher(
+            way.reply_lanes = [None] * len(way.targets)
+            way.publisher = CPublisher(  # last: who sees it finds the others that belong to it
                 *(self._reader.memory, layout.GENERATION, route.generation, route.turn),
                 [[self._destination_of_calls(t, answering) for t in way.targets]],
                 *(layout.KIND_CALL, layout.FLAG_WANTS_REPLY),

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import aembus
-from aembus import looking
+from aembus import calls
 from aembus.codec import decode
+from aembus.looking import Looking
 from aembus.shm import lanes
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.testing import InProcessBus
@@ -431,10 +430,10 @@ def test_who_calls_looks_for_the_answer_before_it_sleeps(
     """As `run` looks for jobs: an answer that comes within a moment costs no sleep and no post."""
     with aembus.connect(bus) as callee, aembus.connect(bus) as caller:
         callee.register("p", lambda event, number: number)
-        # Whoever looks gives the core away: here, to the callee; and that takes next to no time.
-        monkeypatch.setattr(looking, "os", SimpleNamespace(sched_yield=lambda: callee.poll(0)))
-        ns = itertools.count()
-        monkeypatch.setattr(looking, "time", SimpleNamespace(monotonic=lambda: next(ns) * 1e-9))
+        callee.run_in_thread()
+        # A moment that no answer takes, on however busy a machine.
+        monkeypatch.setattr(calls, "WAKE_UP_NS", int(LONG_S * calls.NS))
+        monkeypatch.setattr(caller._membership.calls, "_looking", Looking(LONG_S))
 
         def sleep(ready: object, timeout_s: float) -> None:
             raise AssertionError("it slept")

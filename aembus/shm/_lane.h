@@ -223,6 +223,7 @@ typedef struct {
     PyObject *str_route;
     PyObject *str_publisher;
     PyObject *str_name;
+    PyObject *str_answer;
 } State;
 
 extern struct PyModuleDef lane_module;

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, final
 
 from aembus.shm import lane
@@ -8,15 +8,7 @@ LAYOUT: dict[str, int]
 
 class CorruptLane(lane.CorruptLane): ...
 class LaneProducer(lane.LaneProducer): ...
-
-class LaneConsumer(lane.LaneConsumer):
-    def take_answer(self, reply_id: int, /) -> tuple[int, bytes] | None:
-        """Take and finish the answer to one call; return its flags and payload.
-
-        None if another record is next, which `take` returns then, or none.  One step to every
-        other thread and signal handler of the process.
-        """
-
+class LaneConsumer(lane.LaneConsumer): ...
 class Record(lane.Record): ...
 
 # One of a group: the lane to its member (None where it is not open yet), what posts the member's
@@ -58,12 +50,30 @@ class Publisher:
         What `ring` raises comes through, after all who sleep were rung, the one that raised twice.
         """
 
-    def publish_call(
-        self, payload: bytes, key_hash: int, deadline_ns: int, reply_id: int, /
-    ) -> int:
-        """Publish a call to the only group; return the place of who got it, from 1 on, or 0.
+    def call(
+        self,
+        data: tuple[Any, ...],
+        key_hash: int,
+        deadline_ns: int,
+        reply_id: int,
+        waiting: object,
+        lanes: Sequence[lane.LaneConsumer | None],
+        moment_ns: int,
+        /,
+    ) -> tuple[Any] | tuple[int, bytes] | int:
+        """Publish a call to the only group, and look for its answer for a moment.
 
-        As `publish` otherwise.
+        Args:
+            data: the arguments, if they are plain.
+            key_hash: as for `publish`.
+            waiting: once its `answer` is not None, another thread has taken that.
+            lanes: of each of the group, a list, by which it answers; None: not known.
+            moment_ns: for how long to look; each look gives others the core.
+
+        Returns the result alone if it is plain, or flags and payload of the answer, which is
+        finished then; else the place in the group, from 1 on, of who got the call; 0 if nothing
+        was published, as `publish`, or the data are not plain.  Another record that is next in
+        the lane is left to `take`.
         """
 
     def publish_numbers(self, first: int, second: int, /) -> int:

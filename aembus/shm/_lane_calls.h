@@ -1,9 +1,10 @@
-/* Calls of handlers, as `deliver` runs them: which are plain, and how they are answered. */
+/* Calls: how `deliver` answers those of handlers, and how a Publisher makes one. */
 
 #ifndef AEMBUS_LANE_CALLS_H
 #define AEMBUS_LANE_CALLS_H
 
 #include "_lane_consumer.h"
+#include "_lane_publisher.h"
 
 #pragma GCC visibility push(hidden)
 
@@ -19,6 +20,9 @@ int lane_is_plain_call(const Header *header, PyObject *payload);
  */
 int lane_answer(Consumer *self, const Taken *taken, PyObject *payload, PyObject *result,
                 PyObject *event, PyObject *publishers, PyObject *answer);
+
+/* The method of Publisher that _lane_calls.c implements: see _lane.pyi. */
+PyObject *lane_publisher_call(Publisher *self, PyObject *const *args, Py_ssize_t arguments);
 
 #pragma GCC visibility pop
 

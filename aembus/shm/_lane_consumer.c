@@ -461,7 +461,6 @@ static PyMethodDef consumer_methods[] = {
     {"has_records", (PyCFunction)consumer_has_records, METH_NOARGS, NULL},
     {"take", (PyCFunction)consumer_take, METH_NOARGS, NULL},
     {"take_numbers", (PyCFunction)consumer_take_numbers, METH_O, NULL},
-    {"take_answer", (PyCFunction)lane_consumer_take_answer, METH_O, NULL},
     {"start", (PyCFunction)consumer_start, METH_O, NULL},
     {"fail", (PyCFunction)consumer_fail, METH_O, NULL},
     {"hold", (PyCFunction)consumer_hold, METH_O, NULL},

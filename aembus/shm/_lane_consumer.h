@@ -92,10 +92,9 @@ static inline int done(Consumer *self, const Taken *taken)
 /* A Record of `taken`, or NULL with an exception set. */
 PyObject *lane_make_record(Consumer *self, const Taken *taken, PyObject *payload);
 
-/* The methods and attributes that _lane_deliver.c and _lane_calls.c implement. */
+/* The methods and attributes that _lane_deliver.c implements. */
 PyObject *lane_consumer_deliver(Consumer *self, PyObject *const *args, Py_ssize_t arguments);
 PyObject *lane_consumer_get_in_hand(Consumer *self, void *unused);
-PyObject *lane_consumer_take_answer(Consumer *self, PyObject *reply_id_object);
 
 #pragma GCC visibility pop
 

@@ -68,7 +68,8 @@ static int make_names(State *state)
                (state->str_ttl = PyUnicode_InternFromString("ttl")) != NULL &&
                (state->str_route = PyUnicode_InternFromString("_route")) != NULL &&
                (state->str_publisher = PyUnicode_InternFromString("publisher")) != NULL &&
-               (state->str_name = PyUnicode_InternFromString("name")) != NULL;
+               (state->str_name = PyUnicode_InternFromString("name")) != NULL &&
+               (state->str_answer = PyUnicode_InternFromString("answer")) != NULL;
     return made ? 0 : -1;
 }
 
@@ -126,6 +127,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->str_route);
     Py_CLEAR(state->str_publisher);
     Py_CLEAR(state->str_name);
+    Py_CLEAR(state->str_answer);
     return 0;
 }
 

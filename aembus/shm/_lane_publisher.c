@@ -1,6 +1,6 @@
 /* Publisher: one activation's way from the encoded payload to the lanes and the doorbells. */
 
-#include "_lane_publisher.h"
+#include "_lane_calls.h"
 
 #include <time.h>
 
@@ -332,32 +332,19 @@ static PyObject *publisher_publish_numbers(Publisher *self, PyObject *const *arg
     return jobs < 0 ? NULL : PyLong_FromSsize_t(jobs);
 }
 
-/* publish_call(payload, key_hash or -1, deadline_ns, reply_id) -> the place, from 1 on, of the member
- * of the one group that got it, or 0: leave it to Python. */
-static PyObject *publisher_publish_call(Publisher *self, PyObject *const *args,
-                                        Py_ssize_t arguments)
+Py_ssize_t lane_publish_call(Publisher *self, const char *payload, uint64_t length,
+                             long long key_hash, uint64_t deadline_ns, uint64_t reply_id)
 {
-    if (arguments != 4 || !PyBytes_CheckExact(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "publish_call(payload: bytes, key_hash: int, "
-                                         "deadline_ns: int, reply_id: int)");
-        return NULL;
-    }
-    Header fields = {0};
-    long long key = PyLong_AsLongLong(args[1]);
-    if ((key == -1 && PyErr_Occurred()) ||
-        read_number(args[2], UINT64_MAX, &fields.deadline_ns) < 0 ||
-        read_number(args[3], UINT64_MAX, &fields.reply_id) < 0)
-        return NULL;
-    if (self->count != 1 || key > UINT32_MAX)
-        return PyLong_FromLong(0);
-    fields.key_hash = key < 0 ? 0 : (uint32_t)key;
-    uint64_t chooser = key < 0 ? self->turn + 1 : (uint64_t)key;
+    if (self->count != 1 || key_hash > UINT32_MAX)
+        return 0;
+    Header fields = {.deadline_ns = deadline_ns,
+                     .reply_id = reply_id,
+                     .key_hash = key_hash < 0 ? 0 : (uint32_t)key_hash};
+    uint64_t chooser = key_hash < 0 ? self->turn + 1 : (uint64_t)key_hash;
     const Group *group = &self->groups[0];
     Py_ssize_t place = choose(group, chooser) - group->members + 1;
-    Py_ssize_t jobs =
-        publish_record(self, PyBytes_AS_STRING(args[0]), (uint64_t)PyBytes_GET_SIZE(args[0]),
-                       chooser, key < 0, &fields);
-    return jobs < 0 ? NULL : PyLong_FromSsize_t(jobs == 0 ? 0 : place);
+    Py_ssize_t jobs = publish_record(self, payload, length, chooser, key_hash < 0, &fields);
+    return jobs <= 0 ? jobs : place;
 }
 
 Py_ssize_t lane_publish_answer(Publisher *self, const char *payload, uint64_t length,
@@ -371,7 +358,7 @@ Py_ssize_t lane_publish_answer(Publisher *self, const char *payload, uint64_t le
 
 static PyMethodDef publisher_methods[] = {
     {"publish", (PyCFunction)(void (*)(void))publisher_publish, METH_FASTCALL, NULL},
-    {"publish_call", (PyCFunction)(void (*)(void))publisher_publish_call, METH_FASTCALL, NULL},
+    {"call", (PyCFunction)(void (*)(void))lane_publisher_call, METH_FASTCALL, NULL},
     {"publish_numbers", (PyCFunction)(void (*)(void))publisher_publish_numbers, METH_FASTCALL,
      NULL},
     {NULL},

@@ -41,6 +41,11 @@ typedef struct {
  * -1 with an exception set: they were published, and a signal handler raised after that. */
 Py_ssize_t lane_publish(Publisher *self, const char *payload, uint64_t length, long long key_hash);
 
+/* Send a call to one member of the only group: its place there, from 1 on, 0: leave it to Python,
+ * -1 with an exception set: it was sent. */
+Py_ssize_t lane_publish_call(Publisher *self, const char *payload, uint64_t length,
+                             long long key_hash, uint64_t deadline_ns, uint64_t reply_id);
+
 /* Send an answer to the one member that this is the way to; returns what lane_publish does. */
 Py_ssize_t lane_publish_answer(Publisher *self, const char *payload, uint64_t length,
                                uint64_t reply_id);

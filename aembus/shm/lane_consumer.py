@@ -54,7 +54,7 @@ class Deliverable(Protocol):
 
     handler: Callable[..., object]
     once: bool
-    lane: Any  # the LaneConsumer, or None
+    lane: LaneConsumer | None
     delivered: int
 
 

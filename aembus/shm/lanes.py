@@ -53,8 +53,8 @@ def _itself(function: _Function) -> _Function:
 
 
 if TYPE_CHECKING:
-    from aembus.shm._lane import LaneConsumer, Publisher  # with what is used in C alone
-    from aembus.shm.lane import IMPLEMENTATION, LaneProducer, Record
+    from aembus.shm._lane import Publisher
+    from aembus.shm.lane import IMPLEMENTATION, LaneConsumer, LaneProducer, Record
 
     plain_activate = plain_decode = _itself
 else:
