@@ -12,7 +12,7 @@ import logging
 import zlib
 from array import array
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from aembus.answers import Answers, failure_of
 from aembus.codec import decode
@@ -21,19 +21,34 @@ from aembus.hosting.hosted import Hosted
 from aembus.sender import Sender
 from aembus.services.base import Caller
 from aembus.shm import layout
-from aembus.shm.lanes import Record
+from aembus.shm.lanes import LaneConsumer, Record
 
 log = logging.getLogger("aembus")
+
+_goes_on: Final = bytearray(1)  # what tells a lane to stop; here nothing does
 
 KEPT_CALL_BYTES: Final = 512  # what a kept call takes beside its data
 KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
 ID_MAX: Final = 0xFFFF_FFFF
 
 
-class _Entry(NamedTuple):
-    hosted: Hosted
-    name: str
-    method: Callable[..., Any]
+class _Entry:
+    """A call of a version; to the lane it is an event, whose handler is the method."""
+
+    __slots__ = ("delivered", "handler", "hosted", "lane", "name", "once")
+
+    def __init__(self, hosted: Hosted, name: str) -> None:
+        self.hosted = hosted
+        self.name = name
+        self.handler: Callable[..., Any] = getattr(hosted.service, name)
+        self.once = False
+        self.lane: LaneConsumer | None = None
+        self.delivered = 0  # by the lane, and not counted yet
+
+    @property
+    def is_one_way(self) -> bool:
+        """Whether it gives no answer, and does not look at its caller."""
+        return getattr(self.handler, "is_one_way", False)
 
 
 class CallTable:
@@ -46,6 +61,7 @@ class CallTable:
     def __init__(self, sender: Sender) -> None:
         self._answers = Answers(sender, waits=False)
         self._entries: dict[int, _Entry] = {}
+        self._one_way: dict[int, _Entry] = {}  # those that the lane makes by itself
         self._answering: set[asyncio.Future[None]] = set()
         self._last_caller = Caller(0, 0)
         self.calls = 0
@@ -60,7 +76,8 @@ class CallTable:
         ids = {}
         for name in hosted.service.calls():
             ids[name] = self._free_id(f"{hosted.name} {hosted.label} {name}")
-            self._entries[ids[name]] = _Entry(hosted, name, getattr(hosted.service, name))
+            self._entries[ids[name]] = _Entry(hosted, name)
+        self.choose_one_way_calls()
         return ids
 
     def _free_id(self, text: str) -> int:
@@ -73,13 +90,47 @@ class CallTable:
         """Let all ids that reach `old` reach `new`, which has the same calls, and maybe more."""
         for number, entry in self._entries.items():
             if entry.hosted is old:
-                method = getattr(new.service, entry.name)
-                self._entries[number] = _Entry(new, entry.name, method)
+                self._entries[number] = _Entry(new, entry.name)
+        self.choose_one_way_calls()
 
     def remove(self, hosted: Hosted) -> None:
         """Forget the ids that reach a version."""
         for number in [n for n, entry in self._entries.items() if entry.hosted is hosted]:
             del self._entries[number]
+        self.choose_one_way_calls()
+
+    def choose_one_way_calls(self) -> None:
+        """Let lanes make the one-way calls of all versions that have their state by themselves."""
+        self._one_way = {
+            number: entry
+            for number, entry in self._entries.items()
+            if entry.is_one_way and entry.hosted.later is None
+        }
+
+    def take_one_way(self, lane: LaneConsumer, budget: int) -> int:
+        """Make the one-way calls that are next in a lane, `budget` at most; return how many.
+
+        Raises: CorruptLane, as `LaneConsumer.take` does.
+        """
+        if not self._one_way:
+            return 0
+        before, failed = lane.delivered, 0
+        try:
+            lane.deliver(self._one_way, decode, budget, _goes_on)
+        except Exception as error:
+            record = lane.in_hand
+            if record is None:  # it was not the method
+                raise
+            failed = 1
+            self._one_way[record.event_id].delivered += 1
+            self._refuse(record, error)
+            lane.done(record)
+        finally:
+            for entry in self._one_way.values():
+                self.calls += entry.delivered
+                entry.hosted.calls += entry.delivered
+                entry.delivered = 0
+        return lane.delivered - before + failed
 
     def take(self, record: Record) -> None:
         """Call what a record asks for, or keep it while the state is on its way."""
@@ -96,7 +147,7 @@ class CallTable:
         hosted = entry.hosted
         hosted.calls += 1
         if hosted.later is None:
-            self._call(hosted, entry.method, record)
+            self._call(hosted, entry.handler, record)
             return
         name = entry.name
         hosted.calls_kept += 1
@@ -115,7 +166,7 @@ class CallTable:
         hosted = entry.hosted
         hosted.calls += count
         if hosted.later is None:
-            self._call_numbers(entry.method, caller, numbers)
+            self._call_numbers(entry.handler, caller, numbers)
             return
         name = entry.name
         hosted.calls_kept += count

@@ -52,7 +52,9 @@ class Hosting:
         self._inbox = inbox
         self._table = CallTable(sender)
         self._outgoing = Outgoing(sender, on_lost, first_source)
-        self.take = self._table.take  # see Work: called for each message
+        # See Work: called for each message.
+        self.take = self._table.take
+        self.take_one_way = self._table.take_one_way
         self._turns = Turns(inbox, sender, self)
         surroundings = Surroundings(
             self._outgoing,

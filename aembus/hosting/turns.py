@@ -39,6 +39,9 @@ class Work(Protocol):
     def take(self, record: Record) -> None:
         """Take a call."""
 
+    def take_one_way(self, lane: LaneConsumer, budget: int) -> int:
+        """Take the calls that give no answer and are next in a lane; return how many."""
+
     def take_numbers(self, call_id: int, caller: Caller, numbers: array[int]) -> None:
         """Take calls of numbers."""
 
@@ -168,14 +171,19 @@ class Turns:
                 continue
             numbers = self._take_numbers(lane)
             all_numbers += numbers
-            for _ in range(budget if numbers < NUMBERS_A_TURN else 0):
+            left = budget if numbers < NUMBERS_A_TURN else 0
+            while left > 0:
                 try:
-                    record = lane.take()
+                    one_way = self._work.take_one_way(lane, left)
+                    calls += one_way
+                    left -= one_way
+                    record = lane.take() if left > 0 else None
                 except CorruptLane as error:
                     self._inbox.give_up(lane, error)
                     break
                 if record is None:
                     break
+                left -= 1
                 is_numbers = bool(record.flags & layout.FLAG_NUMBERS)
                 calls += not is_numbers
                 all_numbers += is_numbers

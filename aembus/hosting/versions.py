@@ -228,6 +228,7 @@ class Versions:
         at_switch: dict[str, int] = old.ask("statistics") or {}
         begun = time.monotonic()
         old.later = []
+        self._table.choose_one_way_calls()
         try:
             await self._carry(old, new)
         except BaseException:
@@ -263,6 +264,7 @@ class Versions:
         old.later, old.later_bytes, old.calls_kept = None, 0, 0
         for what in later:
             what(now)
+        self._table.choose_one_way_calls()
         self._surroundings.schedule_turn()
         return calls
 

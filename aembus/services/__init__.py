@@ -9,5 +9,15 @@ from aembus.services.base import Host as Host
 from aembus.services.base import Service as Service
 from aembus.services.base import call as call
 from aembus.services.base import numbers_call as numbers_call
+from aembus.services.base import one_way_call as one_way_call
 
-__all__ = ["CallClient", "Caller", "HandOver", "Host", "Service", "call", "numbers_call"]
+__all__ = [
+    "CallClient",
+    "Caller",
+    "HandOver",
+    "Host",
+    "Service",
+    "call",
+    "numbers_call",
+    "one_way_call",
+]

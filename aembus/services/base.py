@@ -62,6 +62,17 @@ def call(function: _F) -> _F:
     return function
 
 
+def one_way_call(function: _F) -> _F:
+    """Mark a method as a service call that gives no answer: ``method(self, nobody, *data)``.
+
+    Its client makes it by `Bus.one_way_call` or `Bus.tell_service`.  It costs less than others, and
+    cannot see who calls: `nobody` says nothing.
+    """
+    function.__dict__["is_service_call"] = True
+    function.__dict__["is_one_way"] = True
+    return function
+
+
 def numbers_call(function: _F) -> _F:
     """Mark a method as a service call of two numbers: ``method(self, caller, numbers)``.
 

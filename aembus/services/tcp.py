@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from aembus.errors import ServiceError
-from aembus.services.base import Caller, HandOver, Host, Service, call
+from aembus.services.base import Caller, HandOver, Host, Service, call, one_way_call
 
 from .tcp_address import address_text, bind, host_of, peer_text
 from .tcp_client import ENVELOPE_BYTES, REDELIVER
@@ -32,6 +32,7 @@ from .tcp_stream import Stream
 log = logging.getLogger("aembus")
 
 FLUSH_S_MAX: Final = 0.5
+NOBODY: Final = Caller(0, 0)
 LOOK_S_MIN: Final = 0.02  # between two looks at who is overdue
 
 
@@ -176,8 +177,8 @@ class TcpService(Service):
             )
         return listener
 
-    @call
-    def send(self, caller: Caller, connection: int, data: bytes) -> bool:
+    @one_way_call
+    def send(self, nobody: object, connection: int, data: bytes) -> bool:
         """See TcpClient.send.  Returns whether there is such a connection."""
         found = self._connections.get(connection)
         if found is not None:
@@ -185,7 +186,7 @@ class TcpService(Service):
             if self._given is not None:
                 found.flush()  # nobody lets this version work any more
             return True
-        if self._ask_before("send", caller, connection, data):
+        if self._ask_before("send", NOBODY, connection, data):
             return True
         self.count("unsent")
         return False
@@ -343,7 +344,7 @@ class TcpService(Service):
         """See Service: whether connections that could not cross are open, here or before."""
         if self._given is None:
             return False
-        return self.serves(Caller(0, 0))
+        return self.serves(NOBODY)
 
     async def take_over(self, handed: HandOver) -> None:
         """See Service."""

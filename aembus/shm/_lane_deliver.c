@@ -115,6 +115,15 @@ static PyObject *look_up(Run *run, uint32_t event_id)
     return Py_XNewRef(PyDict_GetItemWithError(run->events, run->key));
 }
 
+/* Whether a record that is no job is plain: where calls are answered those that are to be, and
+ * elsewhere, in a host of services, those that are not. */
+static int is_plain_call(const Run *run, const Header *header, PyObject *payload)
+{
+    if (run->answer != NULL)
+        return lane_is_plain_call(header, payload);
+    return header->kind == KIND_CALL && header->flags == 0;
+}
+
 /* Find the event of a plain job: 1 and a new reference, 0 if it is not plain, -1 with an exception.
  *
  * Plain is a new job, or a new call where calls are, for an event that is there and wants more than
@@ -125,7 +134,7 @@ static int find_event(Consumer *self, Run *run, const Header *header, PyObject *
 {
     if (header->state != STATE_NEW)
         return 0;
-    if (header->kind != KIND_JOB && (run->answer == NULL || !lane_is_plain_call(header, payload)))
+    if (header->kind != KIND_JOB && !is_plain_call(run, header, payload))
         return 0;
     PyObject *found = look_up(run, header->event_id);
     if (found == NULL)
@@ -231,7 +240,7 @@ static int run_job(Consumer *self, Run *run, const Job *job)
     PyObject *handler = get_attribute(job->event, run->slots.handler, name);
     if (handler == NULL)
         return -1;
-    int is_call = job->taken.header.kind != KIND_JOB;
+    int is_call = job->taken.header.kind != KIND_JOB && run->answer != NULL;
     PyObject *result = call_with_payload(run, handler, job->event, job->payload,
                                          is_call ? CALL_CHAIN_BYTES : 0);
     Py_DECREF(handler);

@@ -13,6 +13,7 @@ from aembus.shm.layout import (
     CURSOR_OFFSET_BITS,
     CURSOR_OFFSET_MASK,
     CURSOR_RECORD,
+    KIND_CALL,
     KIND_JOB,
     KIND_PAD,
     KINDS,
@@ -45,8 +46,8 @@ _NO_RECORD: Final = bytes(RECORD_HEADER_BYTES)
 
 _pack_header = RECORD_HEADER.pack
 _unpack_header = RECORD_HEADER.unpack_from
-# What `deliver` looks at: length, kind, state, sequence and event id.
-_unpack_plain = struct.Struct("=IB3xQQ32xI4x").unpack_from
+# What `deliver` looks at: length, kind, flags, state, sequence and event id.
+_unpack_plain = struct.Struct("=IBB2xQQ32xI4x").unpack_from
 
 
 class Deliverable(Protocol):
@@ -62,10 +63,12 @@ def _copy(memory: memoryview, at: int, size: int) -> bytes:
     return memory[at : at + size].tobytes()
 
 
-def _is_plain(record: Record, events: Mapping[int, Deliverable]) -> bool:
+def _is_plain(record: Record, events: Mapping[int, Deliverable], one_way: bool) -> bool:
     header = record.header
     event = events.get(header[11])
-    return header[1] == KIND_JOB and header[4] == STATE_NEW and event is not None and not event.once
+    if header[1] != KIND_JOB and not (one_way and header[1] == KIND_CALL and not header[2]):
+        return False
+    return header[4] == STATE_NEW and event is not None and not event.once
 
 
 def _has_numbers(record: Record) -> bool:
@@ -214,7 +217,8 @@ class LaneConsumer:
             stopping: end the run after a handler once its only byte is not 0.
             publishers, answer: how calls are answered: by the caller's incarnation, and by
                 ``answer(record, result, event)``.  With these calls that nobody else waits for are
-                plain to the lane in C; here they are left to `take`.
+                plain to the lane in C; here they are left to `take`.  Without them, in a host of
+                services, calls that get no answer are plain.
 
         Returns how many were run.  What a handler raises comes through; its record is `in_hand`
         then, started and not finished.  Raises CorruptLane as `take` does.
@@ -224,6 +228,7 @@ class LaneConsumer:
         head_word, find_event = self._head_word, events.get
         self._current = None
         event = None
+        one_way = answer is None
         run = 0
         # Records are copied out of the shared memory many at a time, and only the copy is used.
         # It goes on with the record that begins at the cursor `copied`, which is `at` in it and has
@@ -252,12 +257,12 @@ class LaneConsumer:
                     first_state_word = (at + layout.RECORD_STATE) >> 3
                     copy = _copy(memory, at, size) or _NO_RECORD
                     at = 0
-                length, kind, state, sequence, event_id = _unpack_plain(copy, at)
+                length, kind, flags, state, sequence, event_id = _unpack_plain(copy, at)
                 after = at + (length + _HEADER_AND_REST & _WHOLE_UNITS)
                 concerned = find_event(event_id)
                 due += 1
                 if (
-                    kind != KIND_JOB
+                    (kind != KIND_JOB and (kind != KIND_CALL or flags or not one_way))
                     or state != STATE_NEW
                     or concerned is None
                     or concerned.once
@@ -271,7 +276,7 @@ class LaneConsumer:
                     # Not plain, or long, or at the ring's end, or wrong: `take` knows what to do.
                     self._current = None
                     record = self.take()
-                    if record is None or not _is_plain(record, events):
+                    if record is None or not _is_plain(record, events, one_way):
                         self._returned = record
                         break
                     end, state_word, payload = record.end, record.state_word, record.payload

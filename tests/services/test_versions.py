@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import aembus
+from aembus.control import ControlClient
 from aembus.hosting.calls import KEPT_BYTES_MAX
 from tests.support.running import until
 from tests.support.tally import Tallies, tallies
@@ -281,6 +282,22 @@ def test_a_service_that_raises_in_its_work_stops_nobody(bus: Tallies) -> None:
     until("its failures are counted", lambda: bus.box.list()[-1].failures >= 2)
     with aembus.connect(bus.bus_name) as member:
         assert member.service("tally").add(1) == ["2", 1]
+
+
+def test_a_one_way_call_that_raises_stops_nobody(bus: Tallies) -> None:
+    """It is counted as a call and as a failure; those around it are made, in order."""
+    with (
+        aembus.connect(bus.bus_name) as member,
+        contextlib.closing(ControlClient(bus.bus_name)) as control,
+    ):
+        tally = member.service("tally")
+        for data in (b"", b"wrong", b"wrong", b""):
+            tally.count(data)
+        assert tally.add(0) == ["1", 2]
+        (found,) = bus.box.list()
+        assert found.calls == 5
+        supervisor = control.request("statistics")["supervisor"]
+        assert (supervisor["calls"], supervisor["call_failures"]) == (5, 2)
 
 
 def test_timers_end_with_their_binding_and_the_next_version_begins_anew(

@@ -12,6 +12,7 @@ import pytest
 
 from aembus.codec import decode, encode
 from aembus.shm import layout
+from aembus.shm.lane import Record
 from tests.support.delivery import EVENT, OTHER, Bench, Event
 from tests.support.lanes import implementations
 
@@ -253,6 +254,29 @@ def nothing(bench: Bench) -> None:
     """Leave the event as it is."""
 
 
+def test_calls_without_an_answer_are_plain_in_a_host(lane_module: ModuleType) -> None:
+    """They are run as jobs are; where calls are answered they are left to `take`."""
+    bench = Bench(lane_module)
+    assert bench.send(1, kind=layout.KIND_CALL)
+    assert bench.send(2)
+    assert bench.send(3, kind=layout.KIND_CALL)
+    assert bench.deliver() == 3
+    assert bench.event.seen == [(1,), (2,), (3,)]
+    assert bench.queued == 0
+
+    assert bench.send(4, kind=layout.KIND_CALL)
+    answers: list[object] = []
+
+    def answer(record: Record, result: object, event: object) -> None:
+        answers.append(result)
+
+    events, stopping = bench.events, bench.stopping
+    assert bench.consumer.deliver(events, decode, 1, stopping, {}, answer) == 0
+    record = bench.consumer.take()
+    assert record is not None
+    assert (record.kind, decode(record.payload), answers) == (layout.KIND_CALL, [4], [])
+
+
 NOT_PLAIN: Final = [
     pytest.param(once, layout.KIND_JOB, 0, id="once"),
     pytest.param(unknown, layout.KIND_JOB, 0, id="unknown event"),
@@ -278,7 +302,8 @@ def test_what_is_not_plain_is_left_to_take(
     change(bench)
     for number in range(2):
         assert bench.send(number, event_id=OTHER)
-    assert bench.send("special", kind=kind)
+    flags = layout.FLAG_WANTS_REPLY if kind == layout.KIND_CALL else 0
+    assert bench.send("special", kind=kind, flags=flags)
     assert bench.send(3, event_id=OTHER)
     for _ in range(attempts):
         consumer = bench.memory.consumer()

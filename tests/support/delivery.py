@@ -50,8 +50,10 @@ class Bench:
         self.events: dict[int, Any] = {EVENT: self.event, OTHER: self.other}
         self.stopping = bytearray(1)
 
-    def send(self, *data: Any, event_id: int = EVENT, kind: int = layout.KIND_JOB) -> bool:
-        if not self.producer.claim(encode(data), kind, 0, event_id, 0, 0, 0, 0, 0):
+    def send(
+        self, *data: Any, event_id: int = EVENT, kind: int = layout.KIND_JOB, flags: int = 0
+    ) -> bool:
+        if not self.producer.claim(encode(data), kind, flags, event_id, 0, 0, 0, 0, 0):
             return False
         self.producer.commit()
         return True

@@ -15,7 +15,7 @@ from tests.support.running import until
 
 SOURCE = """
 import asyncio
-from aembus.services import HandOver, Service, call
+from aembus.services import HandOver, Service, call, one_way_call
 
 class Tally(Service):
     name = "tally"
@@ -36,8 +36,10 @@ class Tally(Service):
         self.total += number
         return [{version!r}, self.total]
 
-    @call
-    def count(self, caller, data):
+    @one_way_call
+    def count(self, nobody, data):
+        if data == b"wrong":
+            raise ValueError("it is wrong")
         self.total += 1
 
     @call
