@@ -24,6 +24,7 @@ import psutil
 import aembus
 from aembus.control import ControlClient
 from aembus.hosting import event_loop
+from bench.cpu_clock import cpu_ns
 
 COMPUTE: Final = "BENCH_COMPUTE_US"
 ADDRESS: Final = "BENCH_ADDRESS"
@@ -110,7 +111,7 @@ class Serving:
 
     def cpu_s(self) -> float:
         """Return the processor time that its processes have used."""
-        return sum(sum(process.cpu_times()[:2]) for process in self.processes)
+        return sum(cpu_ns(process.pid) for process in self.processes) / 1e9
 
     def rss_bytes(self) -> int:
         """Return the resident memory of its first process: the one that has the sockets."""

@@ -18,18 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from bench.cpu_clock import cpu_ns
+
 DELAYS_S: Final = (60.0, 3600.0)
-CPUCLOCK_SCHED: Final = 2  # include/linux/posix-timers.h
 LEAD_S: Final = 2.0  # from the last start to the first expiry
-
-
-def cpu_ns(pid: int) -> int:
-    """Return the CPU time of a process's threads, up to now.
-
-    By its clock of Linux (clock_getcpuclockid(3)): /proc goes on at the scheduler's ticks only, and
-    a burst takes a few of them.
-    """
-    return time.clock_gettime_ns(~pid << 3 | CPUCLOCK_SCHED)
 
 
 def pss_bytes(pid: int) -> int:

@@ -28,9 +28,9 @@ def test_echo(tmp_path: Path) -> None:
     options = ["--rounds", "1", "--seconds", "0.05", "--connections", "2", "--sizes", "64"]
     found = run(tmp_path, "echo", *options)
     (cell,) = found["cells"]
-    assert {"asyncio", "aembus"} <= set(cell["servers"])
+    assert {"asyncio", "aembus asyncio"} <= set(cell["servers"])
     assert all(server["rate_per_s"][0] > 0 for server in cell["servers"].values())
-    assert found["computing"]["aembus"]["rate_per_s"][0] > 0
+    assert found["computing"]["aembus asyncio"]["rate_per_s"][0] > 0
 
 
 def test_idle_connections(tmp_path: Path) -> None:
