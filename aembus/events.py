@@ -81,7 +81,8 @@ class EventStruct:
         self._inbox = inbox
         self._undeliverable = undeliverable
         self._answers = answers
-        self._answer_call = self._answer  # bound once: each turn of each lane gets it
+        # Looked up once: each turn of each lane gets them.
+        self._publishers, self._answer_call = answers.publishers, self._answer
         self._chain: Chain = ()  # who waits for the call in hand
         self._events: dict[int, Event] = {}
         self._events_here: dict[int, Event] = {}  # those whose handlers run in this process
@@ -269,7 +270,7 @@ class EventStruct:
                     decode,
                     budget - handled,
                     self._stopping,
-                    self._answers.publishers,
+                    self._publishers,
                     self._answer_call,
                 )
             except Exception as error:
