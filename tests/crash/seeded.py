@@ -208,12 +208,12 @@ DONE_BEFORE_THE_HANDLER_IN_C: Final = Bug(
         Edit(
             "aembus/shm/_lane_deliver.c",
             """\
-    int is_call = job->taken.header.kind != KIND_JOB;
+    int is_call = job->taken.header.kind != KIND_JOB && run->answer != NULL;
 """,
             """\
     if (done(self, &job->taken) < 0)
         return -1;
-    int is_call = job->taken.header.kind != KIND_JOB;
+    int is_call = job->taken.header.kind != KIND_JOB && run->answer != NULL;
 """,
         ),
         Edit(
