@@ -46,7 +46,7 @@ typedef struct {
     PyObject *events;
     PyObject *decode;
     PyObject *publishers; /* of answers, by the caller's incarnation */
-    PyObject *answer;     /* sends what they cannot; NULL: calls are not plain */
+    PyObject *answer;     /* sends what they cannot; NULL: those without one are plain */
     int decodes_plain;    /* `decode` is codec.decode: what is plain it need not be asked for */
     PyObject *key;        /* of the last event in `events`, or NULL */
     uint32_t event_id;    /* the same as a number */

@@ -8,7 +8,7 @@
 #include "_lane_publisher.h"
 #include "_lane_slots.h"
 
-#define ENCODED_BYTES_MAX 4096 /* on the stack; what is longer is not plain */
+#define ENCODED_BYTES_MAX 8192 /* on the stack; what is longer is not plain */
 #define ARGUMENTS_MAX 16
 #define CRC32_POLYNOMIAL UINT32_C(0xEDB88320)
 

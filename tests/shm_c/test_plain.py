@@ -113,7 +113,7 @@ class Text(str):
 
 @pytest.mark.parametrize(
     "value",
-    [2**63, 2**64, Text("x"), bytearray(1), {1}, 1j, "\udc80", bytes(5000), [[[1j]]]],
+    [2**63, 2**64, Text("x"), bytearray(1), {1}, 1j, "\udc80", bytes(9000), [[[1j]]]],
     ids=repr,
 )
 def test_what_is_not_plain_is_left_to_python(value: object) -> None:
