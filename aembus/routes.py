@@ -24,6 +24,7 @@ from aembus.shm.registry import RegistryReader
 _Destination = tuple[LaneProducer | None, Peer | None, memoryview | None, int, int, bool]
 
 NEVER: Final = -1  # a generation that no registry has: makes the next activation look closer
+UNSEEN: Final = -2  # of a route that has not looked yet: another one, or it would not look at all
 
 
 class Route:
@@ -38,7 +39,7 @@ class Route:
     def __init__(self, point: str, turn: int) -> None:
         self.point = point
         self.queue: WaitQueue = EMPTY
-        self.generation = NEVER
+        self.generation = UNSEEN
         self.turn = turn
         self.publisher: Publisher | CPublisher | None = None
         self.lanes_opened = 0
@@ -93,6 +94,7 @@ class Routes:
         self._routes: list[Route | ShortWay] = []
         self.answer_publishers: dict[int, CPublisher] = {}
         self.lanes_opened = 0
+        self._refused = False
 
     def add(self, point: str, turn: int) -> Route:
         """Return a fresh route; `turn` is where it begins with activations without a key."""
@@ -107,7 +109,7 @@ class Routes:
         here again.
         """
         with self._gate.alone() as alone:
-            if not alone or route.generation != self._routing().generation:
+            if not alone or not self._is_current(route):
                 return
             long_way = route.queue.goes_by_load or route.queue.taps
             groups = [] if long_way else route.queue.groups()
@@ -125,7 +127,7 @@ class Routes:
                     self._gate, self._reader.words, route.generation, route.turn, destinations
                 )
             route.lanes_opened = self.lanes_opened
-            self._drop_if_deferred(route)
+            self._drop_if_too_late(route)
 
     def add_short_way(self, way: ShortWay) -> None:
         """Take its publisher from `way` whenever the bus changes, until `remove_short_way`."""
@@ -151,7 +153,7 @@ class Routes:
                 *([[self._destination(target)]], kind, flags, addressee),
             )
             way.lanes_opened = self.lanes_opened
-            self._drop_if_deferred(way)
+            self._drop_if_too_late(way)
 
     def make_call_publisher(
         self, way: CallWay, route: Route, answering: Container[int], answerers: int
@@ -167,10 +169,10 @@ class Routes:
             return
         with self._gate.alone() as alone:
             queue = route.queue
-            if not alone or route.generation != self._routing().generation:
+            if not alone or not self._is_current(route):
                 return
             groups = [] if queue.goes_by_load or queue.taps else queue.groups()
-            if len(groups) != 1 or route.generation == NEVER:
+            if len(groups) != 1:
                 return
             way.targets = [target._replace(full=WAIT) for target in groups[0]]
             way.reply_lanes = [None] * len(way.targets)
@@ -180,7 +182,7 @@ class Routes:
                 *(layout.KIND_CALL, layout.FLAG_WANTS_REPLY),
             )
             way.lanes_opened = made_of
-            self._drop_if_deferred(way)
+            self._drop_if_too_late(way)
 
     def make_answer_publisher(self, target: Target, incarnation: int) -> None:
         """Make the short way of answers to the member at `target`, if it is still that one."""
@@ -191,11 +193,13 @@ class Routes:
             member = routing.members.get(target.slot)
             if not alone or member is None or member.incarnation != incarnation:
                 return
-            if routing.generation != NEVER and not self._gate.deferred:
+            if routing.generation != NEVER:
                 self.answer_publishers[incarnation] = CPublisher(
                     *(self._reader.memory, layout.GENERATION, routing.generation, 0),
                     *([[self._destination(target)]], layout.KIND_REPLY),
                 )
+                if self._refused or self._gate.deferred:
+                    self.answer_publishers.pop(incarnation, None)
 
     def _plain_destination(self, target: Target) -> Destination | None:
         lane, peer, *_ = self._destination(target)
@@ -214,9 +218,19 @@ class Routes:
             return self._destination(target)
         return None, None, None, 0, target.event_id, False
 
-    def _drop_if_deferred(self, way: Route | ShortWay) -> None:
-        if self._gate.deferred:  # it would overtake what a signal handler has put aside
+    def _is_current(self, route: Route) -> bool:
+        return route.generation == self._routing().generation != NEVER
+
+    def _drop_if_too_late(self, way: Route | ShortWay) -> None:
+        # Another thread refuses everything, without the gate; or it would overtake what a signal
+        # handler has put aside.
+        if self._refused or self._gate.deferred:
             _drop(way)
+
+    def refuse(self) -> None:
+        """Let every activation go the long way from now on, whatever another thread makes now."""
+        self._refused = True
+        self.drop_publishers()
 
     def drop_publishers(self) -> None:
         """Let the next activations go the long way."""

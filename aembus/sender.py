@@ -425,7 +425,7 @@ class Sender:
     def refuse(self, error: AembusError) -> None:
         """Make every later activation raise `error`; costs the others nothing."""
         self._refusal = error
-        self.routes.drop_publishers()
+        self.routes.refuse()
         self.routing.generation = NEVER
         # The registry may be unmapped from now on: look at a word of our own instead.
         self._words = [0] * (self._generation_word + 1)

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, Final, cast
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 import aembus
 from aembus.codec import decode
 from aembus.routes import NEVER
+from aembus.sender import Sender
 from aembus.shm import lane as reference
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
@@ -332,6 +334,40 @@ def test_a_change_of_the_bus_is_taken_in_whole(
         count = every_ctrl_c(run)
     alone.sender.close()
     assert count > 100
+
+
+@pytest.mark.parametrize("module", implementations(), ids=lambda module: module.IMPLEMENTATION)
+def test_who_is_refused_in_the_middle_sends_nothing_later(
+    monkeypatch: pytest.MonkeyPatch, bus_name: str, inboxes: tuple[Inbox, Inbox], module: ModuleType
+) -> None:
+    """Wherever another thread finds the supervisor gone: no later activation is taken."""
+    use(monkeypatch, module)
+    old, _ = inboxes
+    came: set[bool] = set()
+
+    def run(at: At) -> None:
+        alone = Activator(bus_name, Registry({0: 0}, [(1, 0, None)]))
+        senders.append(alone.sender)
+        refused = False
+        try:
+            with at:
+                assert alone.activate("in the middle") == 1, at.where
+        except aembus.BusBroken:
+            refused = True
+        came.add(refused)
+        assert at.happened or not refused
+        if at.happened:
+            with pytest.raises(aembus.BusBroken):
+                alone.activate("later")
+        assert received(old) == ([] if refused else ["in the middle"]), at.where
+        alone.sender.close()
+
+    senders: list[Sender] = []
+    count = every_bytecode(
+        lambda number: At({number: lambda: senders[-1].refuse(aembus.BusBroken("gone"))}), run
+    )
+    assert count > 100
+    assert came == {True, False}
 
 
 def test_ctrl_c_while_waiting_for_room_takes_the_wish_back(
