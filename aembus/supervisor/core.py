@@ -390,6 +390,7 @@ class SupervisorProcess:
     async def _statistics(self) -> dict[str, Any]:
         assert self._hosting is not None and self._services is not None
         await self._services.look()
+        await self._publication.settle()  # what is shown is what activations go by
         return bus_statistics(
             self._bus,
             self._started_at,

@@ -18,6 +18,7 @@ from aembus.supervisor.members import Member, Members
 
 PAUSE_S: Final = 0.001
 PAUSE_S_A_MEMBER: Final = 0.0004
+SETTLE_S_MAX: Final = 1.0
 
 
 class Publication:
@@ -86,6 +87,16 @@ class Publication:
         self._on_published()
         if waiting:
             self._last = asyncio.get_running_loop().time()
+
+    async def settle(self) -> None:
+        """Wait until what has changed so far is published, or cannot be; not for long."""
+        if self._scheduled is None or self._ended:
+            return
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await asyncio.wait([future], timeout=SETTLE_S_MAX)
+        if not future.cancel():
+            future.exception()  # whoever has changed something hears of it
 
     async def end(self, timeout_s: float) -> None:
         """Publish that the bus is broken, and wait until nobody's activation runs any more.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aembus.shm import names, registry
@@ -51,6 +52,40 @@ def test_who_joins_holds_up_no_departure(bus_name: str) -> None:
         await asyncio.wait_for(passing, LIMIT_S)
         assert late.connection.said == []
 
+    run(bus_name, scene)
+
+
+def test_what_has_changed_is_published_when_it_has_settled(bus_name: str) -> None:
+    """Who looks at the supervisor's tables may wait until activations go by them."""
+
+    async def scene(publication: Publication, members: Members) -> None:
+        await publication.settle()  # nothing has changed
+        publishing = [asyncio.ensure_future(publication.publish()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert publication.generation == 0
+        await asyncio.wait_for(publication.settle(), LIMIT_S)
+        assert publication.generation == 1
+        assert [await published for published in publishing] == [1, 1]
+
+    run(bus_name, scene)
+
+
+def test_nothing_settles_once_the_bus_has_ended(bus_name: str) -> None:
+    """Who looks then is not held up: nothing is published any more."""
+
+    async def scene(publication: Publication, members: Members) -> None:
+        publishing = asyncio.ensure_future(publication.publish())
+        await asyncio.sleep(0)
+        await publication.end(LIMIT_S)
+        await asyncio.wait_for(publication.settle(), LIMIT_S)
+        assert not publishing.done()
+        publishing.cancel()
+
+    run(bus_name, scene)
+
+
+def run(bus_name: str, scene: Callable[[Publication, Members], Coroutine[Any, Any, None]]) -> None:
+    """Run a scene with a registry of its own."""
     members = Members(SLOTS)
     writer = RegistryWriter(names.shared_name(bus_name, NONCE, registry.ROLE))
     try:
