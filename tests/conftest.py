@@ -20,11 +20,15 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
 import hypothesis
 import psutil
 import pytest
+
+import aembus
+from tests.support.lanes import use
 
 SHM: Final = Path("/dev/shm")
 BUS_PREFIX: Final = f"t{os.getpid()}-"
@@ -155,6 +159,33 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 def bus_name() -> str:
     """A bus name that no other test has, in this run or in another one."""
     return f"{BUS_PREFIX}{next(_bus_numbers)}"
+
+
+@pytest.fixture
+def bus_options() -> dict[str, Any]:
+    """What a test module's buses have of their own: arguments of Supervisor."""
+    return {}
+
+
+@pytest.fixture
+def bus(
+    request: pytest.FixtureRequest,
+    bus_name: str,
+    bus_options: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[str]:
+    """A bus without workers and with small lanes; its name.
+
+    Tests that are marked `both_lanes` (tests/support/lanes.py) get one with each implementation.
+    """
+    module: ModuleType | None = getattr(request, "param", None)
+    if module is not None:
+        use(monkeypatch, module)
+        monkeypatch.setenv("AEMBUS_LANE", module.IMPLEMENTATION)
+    options = {"lane_bytes": 8192, "state_directory": tmp_path, **bus_options}
+    with aembus.Supervisor(bus_name, **options):
+        yield bus_name
 
 
 @pytest.fixture

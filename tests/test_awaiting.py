@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,6 @@ from tests.support.running import adds_up, statistics, until, workers
 THIS = "tests.test_awaiting"
 LONG_S = 60.0  # a time-out that no test waits for
 Run = Callable[[Coroutine[Any, Any, None]], None]
-
-
-@pytest.fixture
-def bus(bus_name: str, tmp_path: Path) -> Iterator[str]:
-    """A bus without workers and with small lanes; its name."""
-    with aembus.Supervisor(bus_name, state_directory=tmp_path, lane_bytes=8192):
-        yield bus_name
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,8 +6,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +17,9 @@ from tests.support.running import adds_up, statistics, until
 
 
 @pytest.fixture
-def bus(bus_name: str, tmp_path: Path) -> Iterator[str]:
-    """A bus without workers and with small lanes; its name."""
-    with aembus.Supervisor(bus_name, services=["timer"], state_directory=tmp_path, lane_bytes=8192):
-        yield bus_name
+def bus_options() -> dict[str, Any]:
+    """See tests/conftest.py."""
+    return {"services": ["timer"]}
 
 
 def dead_letters(directory: Path) -> list[dict[str, object]]:

@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,6 @@ from tests.support.running import adds_up, statistics, until, workers
 
 THIS = "tests.test_calls"
 LONG_S = 60.0  # a time-out that no test waits for
-
-
-@pytest.fixture
-def bus(bus_name: str, tmp_path: Path) -> Iterator[str]:
-    """A bus without workers; its name."""
-    with aembus.Supervisor(bus_name, state_directory=tmp_path, lane_bytes=8192):
-        yield bus_name
 
 
 def callee(bus: aembus.Bus) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,6 @@ import aembus
 from tests.support.running import adds_up, statistics, until, workers
 
 THIS = "tests.test_event_control"
-
-
-@pytest.fixture
-def bus(bus_name: str, tmp_path: Path) -> Iterator[str]:
-    """A bus without workers; its name."""
-    with aembus.Supervisor(bus_name, state_directory=tmp_path, lane_bytes=8192):
-        yield bus_name
 
 
 def poll_all(bus: aembus.Bus) -> int:

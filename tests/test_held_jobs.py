@@ -5,7 +5,6 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ from aembus.supervisor.dead_letters import DeadLetters
 from tests.support.running import adds_up, statistics, until, workers
 
 THIS = "tests.test_held_jobs"
-
-
-@pytest.fixture
-def bus(bus_name: str, tmp_path: Path) -> Iterator[str]:
-    """A bus without workers and with small lanes; its name."""
-    with aembus.Supervisor(bus_name, state_directory=tmp_path, lane_bytes=8192):
-        yield bus_name
 
 
 class Holder:

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +24,9 @@ with aembus.connect(sys.argv[1]) as bus:
 
 
 @pytest.fixture
-def bus(bus_name: str, tmp_path: Path) -> Iterator[str]:
-    """A bus without workers and with small lanes; its name."""
-    with aembus.Supervisor(bus_name, services=["timer"], state_directory=tmp_path, lane_bytes=8192):
-        yield bus_name
+def bus_options() -> dict[str, Any]:
+    """See tests/conftest.py."""
+    return {"services": ["timer"]}
 
 
 def sender(bus: str, jobs: int) -> subprocess.Popen[bytes]:

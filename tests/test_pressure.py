@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
 import aembus
-from tests.support.lanes import implementations, use
+from tests.support.lanes import both_lanes
 from tests.support.running import adds_up, statistics, until
 
 THIS = "tests.test_pressure"
@@ -21,27 +20,10 @@ FLOOD = 1000  # jobs, many times as many as a lane holds
 LONG_S = 60.0  # a time-out that no test waits for
 
 
-both_lanes = pytest.mark.parametrize(
-    "bus", implementations(), indirect=True, ids=lambda module: str(module.IMPLEMENTATION)
-)
-
-
 @pytest.fixture
-def bus(
-    request: pytest.FixtureRequest,
-    bus_name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[str]:
-    """A bus without workers and with small lanes, of both implementations where asked; its name."""
-    module: ModuleType | None = getattr(request, "param", None)
-    if module is not None:
-        use(monkeypatch, module)
-        monkeypatch.setenv("AEMBUS_LANE", module.IMPLEMENTATION)
-    with aembus.Supervisor(
-        bus_name, services=["timer"], state_directory=tmp_path, lane_bytes=LANE_BYTES
-    ):
-        yield bus_name
+def bus_options() -> dict[str, Any]:
+    """See tests/conftest.py."""
+    return {"services": ["timer"], "lane_bytes": LANE_BYTES}
 
 
 def poll_all(bus: aembus.Bus) -> int:

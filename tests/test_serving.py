@@ -3,8 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -15,13 +14,6 @@ from tests.support.running import adds_up, statistics, until
 
 LIMIT_S = 30.0
 Main = Coroutine[Any, Any, None]
-
-
-@pytest.fixture
-def bus(bus_name: str, tmp_path: Path) -> Iterator[str]:
-    """A bus without workers and with small lanes; its name."""
-    with aembus.Supervisor(bus_name, state_directory=tmp_path, lane_bytes=8192):
-        yield bus_name
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,6 @@ import pytest
 import aembus
 from aembus.supervisor.dead_letters import DeadLetters
 from tests.support.running import adds_up, statistics, until
-
-
-@pytest.fixture
-def bus(bus_name: str, tmp_path: Path) -> Iterator[str]:
-    """A bus without workers; its name."""
-    with aembus.Supervisor(bus_name, state_directory=tmp_path):
-        yield bus_name
 
 
 class Desk:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 import aembus
 from aembus.supervisor.dead_letters import DeadLetters
-from tests.support.lanes import implementations, use
+from tests.support.lanes import both_lanes
 from tests.support.running import adds_up, statistics, until
 
 THIS = "tests.test_ttl"
@@ -23,25 +21,10 @@ SHORT_S = 0.02
 TOO_OLD = "its ttl ended before its turn came"
 
 
-both_lanes = pytest.mark.parametrize(
-    "bus", implementations(), indirect=True, ids=lambda module: str(module.IMPLEMENTATION)
-)
-
-
 @pytest.fixture
-def bus(
-    request: pytest.FixtureRequest,
-    bus_name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[str]:
-    """A bus without workers and with small lanes, of both implementations where asked; its name."""
-    module: ModuleType | None = getattr(request, "param", None)
-    if module is not None:
-        use(monkeypatch, module)
-        monkeypatch.setenv("AEMBUS_LANE", module.IMPLEMENTATION)
-    with aembus.Supervisor(bus_name, state_directory=tmp_path, lane_bytes=4096):
-        yield bus_name
+def bus_options() -> dict[str, Any]:
+    """See tests/conftest.py."""
+    return {"lane_bytes": 4096}
 
 
 def poll_all(bus: aembus.Bus) -> int:

@@ -5,41 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
 import aembus
 from aembus.shm.inbox import BUDGET_BESIDE_URGENT, URGENT_BUDGET
-from tests.support.lanes import implementations, use
+from tests.support.lanes import both_lanes
 from tests.support.running import adds_up, statistics, until, workers
 
 THIS = "tests.test_urgent"
 LONG_S = 60.0  # a time-out that no test waits for
 
 
-both_lanes = pytest.mark.parametrize(
-    "bus", implementations(), indirect=True, ids=lambda module: str(module.IMPLEMENTATION)
-)
-
-
 @pytest.fixture
-def bus(
-    request: pytest.FixtureRequest,
-    bus_name: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[str]:
-    """A bus without workers and with small lanes, of both implementations where asked; its name."""
-    module: ModuleType | None = getattr(request, "param", None)
-    if module is not None:
-        use(monkeypatch, module)
-        monkeypatch.setenv("AEMBUS_LANE", module.IMPLEMENTATION)
-    with aembus.Supervisor(bus_name, state_directory=tmp_path, lane_bytes=16384):
-        yield bus_name
+def bus_options() -> dict[str, Any]:
+    """See tests/conftest.py."""
+    return {"lane_bytes": 16384}
 
 
 def poll_all(bus: aembus.Bus) -> int:

@@ -28,6 +28,12 @@ def implementations() -> list[ModuleType]:
     return found
 
 
+# For a test with the fixture `bus`: once with each implementation.
+both_lanes: Final = pytest.mark.parametrize(
+    "bus", implementations(), indirect=True, ids=lambda module: str(module.IMPLEMENTATION)
+)
+
+
 def use(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
     """Make this process's buses use one implementation of the lane from now on."""
     monkeypatch.setattr("aembus.shm.peer.LaneProducer", module.LaneProducer)
