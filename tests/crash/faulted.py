@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aembus
-from tests.crash.points.steps import die_with_parent
+from tests.crash.parent_death import die_with_parent
 from tests.crash.scene_log import POINTS, PROBE
 from tests.crash.scene_stage import PLAIN, checksum
 from tests.crash.scene_view import names_by_kind

@@ -7,19 +7,16 @@ SIGUSR1 ends its connection to the supervisor and lets it live; SIGTERM lets a g
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
 import signal
 import sys
-from typing import Final
 
 import aembus
+from tests.crash.parent_death import die_with_parent
 from tests.crash.scene_receivers import be_a_guest, be_a_receiver
 from tests.crash.scene_senders import be_a_sender
 from tests.crash.scene_stage import Stage, say
-
-PR_SET_PDEATHSIG: Final = 1
 
 
 def supervise(stage: Stage) -> None:
@@ -45,11 +42,6 @@ def supervise(stage: Stage) -> None:
         say(f"{type(error).__name__}: {error}")
         sys.exit(1)
     say("stopped")
-
-
-def die_with_parent() -> None:
-    """Be killed when the scene ends."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main(arguments: list[str]) -> None:

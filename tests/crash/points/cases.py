@@ -20,9 +20,10 @@ from typing import Final, Literal, NamedTuple
 
 from aembus.shm import layout
 from aembus.shm.lane import LaneCounts
+from tests.crash.parent_death import die_with_parent
 from tests.crash.points.ledger import BEGAN, BURIED, ENDED, SENT, Entry
 from tests.crash.points.scenarios import DRAINED, SCENARIOS, Members, boot, own_bus
-from tests.crash.points.steps import KILL, STOP, Bytecodes, Layer, die_with_parent
+from tests.crash.points.steps import KILL, STOP, Bytecodes, Layer
 from tests.crash.points.world import (
     BYSTANDER,
     CONSUMER,

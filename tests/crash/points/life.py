@@ -29,9 +29,9 @@ from aembus.shm import names
 from aembus.supervisor.configuration import Configuration
 from aembus.supervisor.core import run_supervisor
 from aembus.supervisor.dead_letters import DeadLetters
+from tests.crash.parent_death import die_with_parent
 from tests.crash.points import lines
 from tests.crash.points.board import Board
-from tests.crash.points.steps import die_with_parent
 
 Role = Literal["visitor", "worker", "supervisor", "nobody"]
 

@@ -120,12 +120,5 @@ class NamedInC:
         self._end()
 
 
-_PR_SET_PDEATHSIG: Final = 1
-
 KILL: Final = int(signal.SIGKILL)
 STOP: Final = int(signal.SIGSTOP)
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this forked process when the helper ends, stopped or not."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, KILL)
