@@ -6,9 +6,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,59 +14,10 @@ import aembus
 from aembus import calls
 from aembus.codec import decode
 from aembus.looking import Looking
-from aembus.shm import lanes
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.testing import InProcessBus
+from tests.support.calling import LONG_S, THIS, callee, failure, start
 from tests.support.running import adds_up, statistics, until, workers
-
-THIS = "tests.test_calls"
-LONG_S = 60.0  # a time-out that no test waits for
-
-
-def callee(bus: aembus.Bus) -> None:
-    """Entry point: handlers that answer, call others, or wait to be killed."""
-
-    @bus.on("pid", group="workers")
-    def pid(event: aembus.Event) -> int:
-        return os.getpid()
-
-    @bus.on("name")
-    def name(event: aembus.Event, *data: object) -> list[object]:
-        return [bus.member_name, *data]
-
-    @bus.on("hang", group="workers")
-    def hang(event: aembus.Event, *attempts: int) -> list[int]:
-        assert event.job is not None
-        if event.job.attempt in attempts:
-            bus.activate("hanging", os.getpid())
-            threading.Event().wait()
-        return [os.getpid(), event.job.attempt]
-
-    @bus.on("relay", group="workers")
-    def relay(event: aembus.Event, point: str, *data: object) -> object:
-        return bus.point(point).call(*data, timeout=LONG_S)
-
-
-def start(bus: aembus.Bus, point: str, *data: object, **options: Any) -> list[object]:
-    """Call in a thread; return a list that gets the result or the error."""
-    outcome: list[object] = []
-
-    def call() -> None:
-        try:
-            outcome.append(bus.point(point).call(*data, timeout=LONG_S, **options))
-        except aembus.AembusError as error:
-            outcome.append(error)
-
-    threading.Thread(target=call).start()
-    return outcome
-
-
-def failure(outcome: list[object]) -> aembus.CallFailed:
-    """Return what a call of `start` failed with."""
-    until("an outcome", lambda: outcome)
-    (error,) = outcome
-    assert isinstance(error, aembus.CallFailed)
-    return error
 
 
 def letters(path: Path) -> list[tuple[str, list[object]]]:
@@ -433,127 +382,3 @@ def test_who_calls_looks_for_the_answer_before_it_sleeps(
 
         monkeypatch.setattr(caller._inbox, "wait", sleep)
         assert [caller.point("p").call(number) for number in range(3)] == [0, 1, 2]
-
-
-# --- the short way --------------------------------------------------------------------------------
-
-
-class Long:
-    """Counts what of a caller's calls goes the long way: what is sent by its Sender."""
-
-    def __init__(self, bus: aembus.Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.sent = 0
-        self._send = bus._sender.send
-        monkeypatch.setattr(bus._sender, "send", self._count)
-
-    def _count(self, *arguments: Any) -> int:
-        self.sent += 1
-        return self._send(*arguments)
-
-    def of(self, call: Callable[[], object]) -> bool:
-        """Make a call and say whether it went the long way."""
-        before = self.sent
-        call()
-        return self.sent > before
-
-
-@pytest.mark.skipif(lanes.Publisher is None, reason="the short way is of the lane in C")
-def test_the_short_way_is_given_up_when_the_bus_changes(
-    bus: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One call finds out and makes it anew: for another member, and around a tap for good."""
-    with aembus.connect(bus) as caller, aembus.connect(bus) as two:
-        one = aembus.connect(bus)
-        one.register("p", lambda event: 1, group="g")
-        one.run_in_thread()
-        point = caller.point("p")
-        long = Long(caller, monkeypatch)
-        assert [long.of(point.call) for _ in range(3)] == [True, False, False]
-        assert not long.of(lambda: point.call(key="k", timeout=LONG_S))
-        assert long.of(lambda: point.call(redeliver=True))
-        two.register("p", lambda event: 2, group="g")
-        two.run_in_thread()
-        assert sorted(point.call() for _ in range(4)) == [1, 1, 2, 2]
-        assert not long.of(point.call)
-        one.close()
-        assert [point.call() for _ in range(3)] == [2, 2, 2]
-        assert not long.of(point.call)
-        copies: list[tuple[object, ...]] = []
-        caller.tap("p", lambda event, *data: copies.append(data))
-        assert [point.call() for _ in range(3)] == [2, 2, 2]
-        assert long.of(point.call)
-        assert caller.poll() == len(copies) == 4
-        two.register("p", lambda event: 3)
-        with pytest.raises(aembus.CallFailed, match="use call_all"):
-            point.call()
-
-
-def test_late_answers_on_the_short_way(bus: str) -> None:
-    """They are dropped and counted, and later calls get their own."""
-    with aembus.connect(bus) as callee, aembus.connect(bus) as caller:
-        may_go_on = threading.Event()
-        may_go_on.set()
-
-        def handler(event: aembus.Event, number: int) -> int:
-            may_go_on.wait()
-            return number
-
-        event = callee.register("p", handler)
-        callee.run_in_thread()
-        point = caller.point("p")
-        assert [point.call(number) for number in range(3)] == [0, 1, 2]
-        may_go_on.clear()
-        for number in range(2):
-            with pytest.raises(aembus.CallTimeout, match="member="):
-                point.call(number, timeout=0.01)
-        may_go_on.set()
-        until("both are answered", lambda: event.statistics().delivered == 5)
-        assert caller.statistics().late_replies == 0
-        assert [point.call(number) for number in range(3)] == [0, 1, 2]
-        assert caller.statistics().late_replies == 2
-
-
-@pytest.mark.parametrize("runs", [False, True])
-def test_two_threads_call_by_the_short_way_at_once(bus: str, runs: bool) -> None:
-    """Each gets its own answers, also while a third thread runs their member and takes them."""
-    with aembus.connect(bus) as callee, aembus.connect(bus) as caller:
-        callee.register("p", lambda event, number: number)
-        callee.run_in_thread()
-        if runs:
-            caller.run_in_thread()
-        point = caller.point("p")
-        point.call(0)
-        answers: dict[int, list[object]] = {1: [], 2: []}
-
-        def work(thread: int) -> None:
-            for number in range(200):
-                answers[thread].append(point.call(number * thread, timeout=LONG_S))
-
-        threads = [threading.Thread(target=work, args=(thread,)) for thread in answers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert answers == {n: [number * n for number in range(200)] for n in answers}
-        assert caller.statistics().late_replies == 0
-
-
-def test_a_callee_that_is_killed_on_the_short_way(bus_name: str, tmp_path: Path) -> None:
-    """As on the long one: what was in hand has failed, and nobody is left waiting."""
-    spec = aembus.WorkerSpec("w", f"{THIS}:callee")
-    with (
-        aembus.Supervisor(bus_name, workers=[spec], state_directory=tmp_path),
-        aembus.connect(bus_name) as caller,
-    ):
-        hanging: list[int] = []
-        caller.register("hanging", lambda event, pid: hanging.append(pid))
-        caller.run_in_thread()
-        for _ in range(3):
-            assert caller.point("hang").call() == [workers(bus_name)[0]["pid"], 1]
-        outcome = start(caller, "hang", 1)
-        until("it hangs", lambda: hanging)
-        os.kill(hanging[0], signal.SIGKILL)
-        assert failure(outcome).error_type == "MemberGone"
-        until("the replacement", lambda: workers(bus_name)[0]["pid"] != hanging[0])
-        assert caller.point("hang").call(timeout=LONG_S) == [workers(bus_name)[0]["pid"], 1]
-        assert adds_up(statistics(bus_name)["totals"])
