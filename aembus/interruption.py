@@ -195,12 +195,14 @@ class Interrupter:
         poller.register(self._poke_descriptor, select.POLLIN)
         poller.register(self._signalling, select.POLLIN)
         while not self._closed:
+            asleep = self._inbox.announced
             woken = poller.poll(1000 * min(SLEEP_S_MAX, self._runner.due_in_s()))
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._poke_descriptor)
             if not woken:
-                idle = not (masked.depth or self._delivering)
-                self._inbox.watch_for_lost_posts(idle and self._inbox.has_records())
+                # Whoever stored a job since then was told to post for it.
+                asleep = asleep and asleep == self._inbox.announced
+                self._inbox.watch_for_lost_posts(bool(asleep) and self._inbox.has_records())
             self._insist()
 
     def _insist(self) -> None:

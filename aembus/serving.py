@@ -157,9 +157,10 @@ class Server:
         timer = loop.call_later(bound_s, rung.set)
         try:
             watching = not self._inbox.has_records()
-            until = loop.time() + bound_s
+            until, asleep = loop.time() + bound_s, self._inbox.announced
             await rung.wait()
-            by_bound = watching and loop.time() >= until
+            # A post may have come together with the bound, and been answered.
+            by_bound = watching and loop.time() >= until and self._inbox.announced == asleep
             self._inbox.watch_for_lost_posts(by_bound and self._inbox.has_records())
         finally:
             timer.cancel()

@@ -71,6 +71,28 @@ def test_a_computation_is_interrupted_and_goes_on_unharmed(bus: str) -> None:
         assert adds_up(statistics(bus)["totals"])
 
 
+def test_jobs_that_come_while_the_main_thread_is_awake_need_no_post(
+    bus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watcher, however often it looks, takes none of them for a wake-up by the bound."""
+    jobs = 1000
+    monkeypatch.setattr("aembus.interruption.SLEEP_S_MAX", 0.001)
+    monkeypatch.setattr("aembus.shm.sleeper.LATE_POST_S", 0.05)
+    with aembus.connect(bus, delivery="interrupt") as receiver:
+        done = threading.Event()
+
+        def work(event: aembus.Event, number: int) -> None:
+            time.sleep(0.0005)  # the watcher gets its turn
+            if number == jobs - 1:
+                done.set()
+
+        receiver.register("p", work)
+        with sender(bus, jobs) as process:
+            compute_until(done)
+            assert process.wait(30) == 0
+        assert all(m["rescued_wakeups"] == 0 for m in statistics(bus)["members"])
+
+
 @pytest.mark.parametrize("way", ["sleep", "recv", "lock"])
 def test_a_call_that_blocks_is_interrupted_and_resumed(bus: str, way: str) -> None:
     """The handler runs while the program blocks, and what it waited for comes all the same."""

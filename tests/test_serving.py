@@ -34,6 +34,11 @@ async def ended(task: asyncio.Task[None]) -> None:
     await asyncio.wait_for(task, LIMIT_S)
 
 
+def rescued(bus: str) -> int:
+    """Return how many wake-ups of the bus's members were rescued."""
+    return sum(m["rescued_wakeups"] for m in statistics(bus)["members"])
+
+
 def test_jobs_of_both_kinds_come_one_at_a_time(bus: str, run: Callable[[Main], None]) -> None:
     """Plain and async handlers take turns in order; other tasks run while one awaits."""
     seen: list[str] = []
@@ -101,7 +106,36 @@ def test_a_loop_that_sleeps_is_woken(bus: str, run: Callable[[Main], None]) -> N
 
     with aembus.connect(bus) as member:
         run(main(member))
+        assert not rescued(bus)
     assert seen == list(range(jobs))
+
+
+def test_a_post_that_comes_together_with_the_bound_is_no_lost_one(
+    bus: str, run: Callable[[Main], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop that is kept from its turn for longer than a sleep finds both when it goes on."""
+    bound_s = 0.02
+    monkeypatch.setattr("aembus.serving.SLEEP_S_MAX", bound_s)
+    monkeypatch.setattr("aembus.shm.sleeper.LATE_POST_S", bound_s)
+    seen: list[int] = []
+
+    async def main(member: aembus.Bus) -> None:
+        member.register("p", lambda event, number: seen.append(number))
+        with aembus.connect(bus) as producer:
+            task = asyncio.create_task(member.serve())
+            producer.publish_registrations()
+            for number in range(10):
+                await asyncio.sleep(5 * bound_s)  # for sleeps that end with nothing to do
+                assert producer.activate("p", number) == 1
+                time.sleep(2 * bound_s)  # noqa: ASYNC251  # the loop is kept, that is the point
+            await asyncio.sleep(5 * bound_s)
+            member.stop()
+            await ended(task)
+
+    with aembus.connect(bus) as member:
+        run(main(member))
+        assert seen == list(range(10))
+        assert not rescued(bus)
 
 
 def test_an_async_handler_that_raises_is_tried_again(bus: str, run: Callable[[Main], None]) -> None:

@@ -226,6 +226,11 @@ class Sleeper(ABC):
         self._words[_SLEEPING_WORD] = next(self._tickets) | bits
         fence()  # SYNC POINT: pairs with the producer's fence between tail and sleeping
 
+    @property
+    def announced(self) -> int:
+        """The sleep for which producers are to post: another number each time; 0 while awake."""
+        return self._words[_SLEEPING_WORD]
+
     def end_sleep(self) -> int:
         """Tell producers that no post is needed, and take back those that came; return how many."""
         self._words[_SLEEPING_WORD] = layout.AWAKE

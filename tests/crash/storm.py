@@ -40,6 +40,7 @@ GUEST_SHARE: Final = 0.4  # of rounds
 SETTLED_SHARE: Final = 0.5  # of the supervisor's deaths, of whose rounds else less can be said
 STOP_SHARE: Final = 0.3
 RESCUES_MIN: Final = 3  # a machine may be too slow to post within a sleep
+RESCUE_KILLS: Final = 500  # one more for so many
 JOBS_A_KILL: Final = 5  # at least, else the run proves nothing
 CAST: Final = {"workers": 3, "producers": 2, "callers": 1, "interrupted": 1, "serving": 1}
 
@@ -193,7 +194,7 @@ class Storm:
         idle = [n for n in range(scene.stage.senders) if not scene.board.sent(n)]
         if idle or sums.delivered < JOBS_A_KILL * self.kills:
             scene.fail(f"too little was done: {sums}, idle senders: {idle}")
-        if figures.rescued_wakeups > max(RESCUES_MIN, self.kills // 20):
+        if figures.rescued_wakeups > max(RESCUES_MIN, self.kills // RESCUE_KILLS):
             scene.fail(f"posts are lost: {figures.rescued_wakeups} wake-ups by the bound")
         if self.kills >= 100 and not sums.redelivered:
             scene.fail(f"no kill met a job in hand: {sums}")
