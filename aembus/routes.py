@@ -7,11 +7,12 @@ for the lanes that were open when it was made; what it cannot do the sender does
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Final, Protocol
 
 from aembus.gate import Gate
 from aembus.options import DROP, WAIT
+from aembus.peers import Peers
 from aembus.publisher import Destination, Publisher
 from aembus.routing import EMPTY, Routing, Target, WaitQueue
 from aembus.shm import layout
@@ -73,10 +74,9 @@ class Routes:
 
     Args:
         gate, reader: the sender's.
-        peers: the sender's, by slot.
+        peers: the sender's.
         routing: returns what the sender goes by now.
 
-    lanes_opened: how many lanes the sender has opened so far.
     answer_publishers: the short ways of answers to calls, by the caller's incarnation.
     """
 
@@ -84,7 +84,7 @@ class Routes:
         self,
         gate: Gate,
         reader: RegistryReader,
-        peers: Mapping[int, Peer],
+        peers: Peers,
         routing: Callable[[], Routing],
     ) -> None:
         self._gate = gate
@@ -93,7 +93,6 @@ class Routes:
         self._routing = routing
         self._routes: list[Route | ShortWay] = []
         self.answer_publishers: dict[int, CPublisher] = {}
-        self.lanes_opened = 0
         self._refused = False
 
     def add(self, point: str, turn: int) -> Route:
@@ -126,7 +125,7 @@ class Routes:
                 route.publisher = Publisher(
                     self._gate, self._reader.words, route.generation, route.turn, destinations
                 )
-            route.lanes_opened = self.lanes_opened
+            route.lanes_opened = self._peers.lanes_opened
             self._drop_if_too_late(route)
 
     def add_short_way(self, way: ShortWay) -> None:
@@ -142,7 +141,7 @@ class Routes:
         self, way: ShortWay, target: Target, kind: int, flags: int, addressee: int
     ) -> None:
         """Give `way` a publisher of such records to one member, if its lane is open."""
-        if way.lanes_opened == self.lanes_opened or CPublisher is None:
+        if way.lanes_opened == self._peers.lanes_opened or CPublisher is None:
             return
         with self._gate.alone() as alone:
             routing = self._routing()
@@ -152,7 +151,7 @@ class Routes:
                 *(self._reader.memory, layout.GENERATION, routing.generation, 0),
                 *([[self._destination(target)]], kind, flags, addressee),
             )
-            way.lanes_opened = self.lanes_opened
+            way.lanes_opened = self._peers.lanes_opened
             self._drop_if_too_late(way)
 
     def make_call_publisher(
@@ -164,7 +163,7 @@ class Routes:
             answering: the slots that have memory for their answers here.
             answerers: how many those are.
         """
-        made_of = self.lanes_opened + answerers  # neither gets less
+        made_of = self._peers.lanes_opened + answerers  # neither gets less
         if way.lanes_opened == made_of or CPublisher is None:
             return
         with self._gate.alone() as alone:

@@ -25,13 +25,13 @@ from typing import Final, NamedTuple, TypeVar
 from aembus.errors import AembusError, BusBroken, BusClosed
 from aembus.gate import Decision, Deferred, Gate
 from aembus.options import DROP, FAIL, WAIT
+from aembus.peers import Peers
 from aembus.refusals import no_room, too_large
 from aembus.room import Awaited, RoomWaiters
 from aembus.routes import NEVER, Route, Routes
 from aembus.routing import Routing, Target
 from aembus.shm import layout
 from aembus.shm.doorbell import fence
-from aembus.shm.lanes import LaneProducer
 from aembus.shm.peer import Peer
 from aembus.shm.registry import RegistryReader
 
@@ -85,18 +85,17 @@ class Sender:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
-        self._bus, self._nonce = bus, nonce
-        self._slot, self._incarnation = slot, incarnation
+        self._slot = slot
         self._reader = reader
         self._wait = wait
         self._words: Sequence[int] | memoryview = reader.words
         self._generation_word = reader.generation_word
         self._gate = Gate()
-        self._peers: dict[int, Peer] = {}
+        self.peers = Peers(bus, nonce, slot, incarnation, lambda: self.routing.members)
         self._refusal: AembusError | None = None
         self._held_back = False
         self._room_waiters = RoomWaiters()
-        self.routes = Routes(self._gate, reader, self._peers, lambda: self.routing)
+        self.routes = Routes(self._gate, reader, self.peers, lambda: self.routing)
         self.routing = Routing(*reader.read())
 
     # --- the public verbs -----------------------------------------------------------------------
@@ -125,7 +124,7 @@ class Sender:
                 return jobs
         job = Job(payload, key_hash)
         jobs = self._copied(route, job, self._publish(self._pick, route, job))
-        if route.lanes_opened != self.routes.lanes_opened:
+        if route.lanes_opened != self.peers.lanes_opened:
             self.routes.make_publisher(route)
         return jobs
 
@@ -282,8 +281,8 @@ class Sender:
         full = 0
         try:
             for slot, event_id, lane_class, if_full in targets:
-                peer = self._peers.get(slot) or self._open_peer(slot)
-                lane = peer.open_lane(lane_class) or self._open_lane(peer, lane_class)
+                peer = self.peers[slot]
+                lane = peer.open_lane(lane_class) or self.peers.open_lane(peer, lane_class)
                 lanes.append(lane)
                 if len(payload) > lane.payload_bytes_max:
                     raise too_large(len(payload), lane.payload_bytes_max)
@@ -339,13 +338,7 @@ class Sender:
 
     def _least_loaded(self, group: Sequence[Target], chooser: int) -> Target:
         begin = chooser % len(group)
-        return min((*group[begin:], *group[:begin]), key=self._load)
-
-    def _load(self, target: Target) -> tuple[bool, int]:
-        # Of those without room for us none is the one to take, whoever filled them.
-        peer = self._peers.get(target.slot) or self._open_peer(target.slot)
-        lane = peer.open_lane(target.lane_class)
-        return lane is not None and not lane.has_room(), peer.queued()
+        return min((*group[begin:], *group[:begin]), key=self.peers.load)
 
     def _one(self, target: Target, job: Job) -> Sequence[Target]:
         return (target,) if target.slot in self.routing.members else ()
@@ -357,11 +350,7 @@ class Sender:
             raise self._refusal
         self.routes.drop_publishers()
         routing = Routing(*self._reader.read())
-        for slot, peer in list(self._peers.items()):
-            member = routing.members.get(slot)
-            if member is None or member.inbox_id != peer.inbox_id:
-                del self._peers[slot]
-                peer.close()
+        self.peers.close_gone(routing.members)
         self.routing = routing  # last: if a signal handler raises before, all is done again
 
     def refresh(self) -> Routing:
@@ -382,18 +371,6 @@ class Sender:
         self.refresh()
         with self._gate.lock:  # nobody closes a peer that is looked at
             return self._pick(route, job)
-
-    def want_room(self, target: Target, wanted: bool) -> None:
-        """Raise or lower the room flag in our lane to an event, for a caller that does not wait."""
-        peer = self._peers.get(target.slot)
-        if peer is not None:
-            peer.lane(target.lane_class).want_room(wanted)
-
-    def count_dropped(self, target: Target) -> None:
-        """Count a job that an event goes without, for a caller that sends to each."""
-        peer = self._peers.get(target.slot)
-        if peer is not None:
-            peer.lane(target.lane_class).count_dropped()
 
     def try_pass_generation(self) -> bool:
         """Say whether no activation that began under an older generation is still running."""
@@ -416,8 +393,7 @@ class Sender:
             self._held_back = True
             try:
                 self.routes.drop_publishers()
-                while self._peers:  # a publisher that is called all the same finds its lane closed
-                    self._peers.popitem()[1].close()
+                self.peers.close_all()  # publishers that are called all the same find that
                 yield
             finally:
                 self._held_back = False
@@ -435,26 +411,13 @@ class Sender:
         """Whether nothing can be sent any more."""
         return self._refusal is not None
 
-    def _open_peer(self, slot: int) -> Peer:
-        member = self.routing.members[slot]
-        peer = Peer(self._bus, self._nonce, slot, member.inbox_id, self._slot, self._incarnation)
-        first = self._peers.setdefault(slot, peer)
-        if first is not peer:  # a signal handler's delivery was here first
-            peer.close()
-        return first
-
-    def _open_lane(self, peer: Peer, lane_class: int) -> LaneProducer:
-        lane = peer.lane(lane_class)
-        self.routes.lanes_opened += 1
-        return lane
-
     def ring(self, slot: int) -> None:
         """Post a member's doorbell, if it sleeps, for a reason other than a job of ours."""
         with contextlib.suppress(AembusError, KeyError), self._gate.lock:
-            if slot not in self._peers:  # perhaps a member that we have not heard of
+            if slot not in self.peers:  # perhaps a member that we have not heard of
                 self.refresh()
             fence()
-            (self._peers.get(slot) or self._open_peer(slot)).ring()
+            self.peers[slot].ring()
 
     # --- waiting for room -----------------------------------------------------------------------
 
@@ -494,7 +457,7 @@ class Sender:
                 (peer, target.lane_class)
                 for target in targets
                 if target.full != DROP
-                and (peer := self._peers.get(target.slot))
+                and (peer := self.peers.get(target.slot))
                 and peer.open_lane(target.lane_class)
             ]
         )
@@ -521,6 +484,4 @@ class Sender:
         with self._gate.lock:
             if not isinstance(self._refusal, BusBroken):
                 self.refuse(BusClosed("this bus object was closed"))
-            for peer in self._peers.values():
-                peer.close()
-            self._peers.clear()
+            self.peers.close_all()

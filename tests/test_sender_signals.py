@@ -66,9 +66,7 @@ class Fanout:
     def forget_peers(self) -> None:
         """Make the next activation read the registry and open everything, as the first one does."""
         sender = cast(Any, self.bus)._sender
-        for peer in sender._peers.values():
-            peer.close()
-        sender._peers.clear()
+        sender.peers.close_all()
         sender.routes.drop_publishers()
         sender.routing.generation = NEVER
 

@@ -116,10 +116,9 @@ class Outgoing:
             self._send_or_park(Parked(target, job, route.point, source))
         if route.queue.taps:
             self._sender.send_copies(route, job)
-        routes = self._sender.routes
         # What goes the short way would overtake what is parked.
-        if route.lanes_opened != routes.lanes_opened and not len(self._parking):
-            routes.make_publisher(route)
+        if route.lanes_opened != self._sender.peers.lanes_opened and not len(self._parking):
+            self._sender.routes.make_publisher(route)
         return len(targets)
 
     def send(self, target: Target, job: Job, source: int) -> int:
@@ -134,7 +133,7 @@ class Outgoing:
         """See Host."""
         target = Target(slot, 0)
         if wanted or not self._parking.is_parked(_lane_of(target)):
-            self._sender.want_room(target, wanted)
+            self._sender.peers.want_room(target, wanted)
 
     def send_now(self, target: Target, job: Job) -> int:
         """Send without parking; return 1, or 0 if the member is not on the bus, or FULL."""
@@ -159,12 +158,12 @@ class Outgoing:
             if sent != FULL:
                 return sent
             if not drops:
-                self._sender.want_room(target, True)
+                self._sender.peers.want_room(target, True)
                 sent = self._sender.try_send(target, parked.job)  # room that came meanwhile
                 if sent != FULL:
                     return sent
         if drops:
-            self._sender.count_dropped(target)
+            self._sender.peers.count_dropped(target)
             return 0
         if not len(self._parking):
             for route in self._routes.values():
@@ -179,7 +178,7 @@ class Outgoing:
         for lane in self._parking.slots():
             resumed.update(self._parking.flush(lane, self._try_parked))
             if not self._parking.is_parked(lane):
-                self._sender.want_room(_target_of(lane), False)
+                self._sender.peers.want_room(_target_of(lane), False)
         return resumed
 
     def _try_parked(self, parked: Parked) -> bool:

@@ -105,21 +105,21 @@ class Turns:
 
     def _run(self) -> None:
         calls, numbers = self._take()
-        self._coalescing = numbers > 0 and calls == 0
-        if self._coalescing:
-            self._inbox.announce_sleep_without_numbers()
-            calls, numbers = self._take()  # what came before that
-            self._coalescing = numbers < NUMBERS_A_TURN and calls == 0
+        self._coalescing = numbers > 0 and not calls and self._may_coalesce()
         worked = self._work.work(time.monotonic_ns())
-        if self._coalescing and not worked:
-            pass
         # What has come meanwhile is found when the sleep is announced: no turn is taken in vain.
-        elif worked or not self._inbox.announce_sleep(self._has_calls):
+        if worked or not (self._coalescing or self._inbox.announce_sleep(self._has_calls)):
             self._inbox.stay_awake()
             self.schedule()
         elif self._bound is None:
             self._sleep_bounded()
         self._set_wake()
+
+    def _may_coalesce(self) -> bool:
+        """Have no post made for calls of numbers; False if there is too much to do for that."""
+        self._inbox.announce_sleep_without_numbers()
+        calls, numbers = self._take()  # what came before that
+        return not calls and numbers < NUMBERS_A_TURN
 
     def _has_calls(self) -> bool:
         return self._inbox.has_jobs() and self._work.may_take()

@@ -109,7 +109,7 @@ class Machine:
         reader.generation_word = word
         sender = Sender("bus", "nonce", slot, 1, cast(Any, reader), wait)
         sender._gate.lock = cast(Any, Lock(self))
-        sender._peers = {peer.slot: peer for peer in peers}
+        sender.peers.update({peer.slot: peer for peer in peers})
         return sender
 
     def runner(self, inbox: Inbox, sender: Sender, handler: Callable[..., object]) -> Runner:
