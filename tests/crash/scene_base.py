@@ -132,10 +132,14 @@ class SceneBase:
     # --- beginning and end ------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self.start_supervisor()
-        for number in range(len(self.stage.clients)):
-            self._spawn_client(number)
-        self._wait("clients connect", START_S, self._all_connected)
+        try:
+            self.start_supervisor()
+            for number in range(len(self.stage.clients)):
+                self._spawn_client(number)
+            self._wait("clients connect", START_S, self._all_connected)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -153,9 +157,12 @@ class SceneBase:
                 process.stdout.close()
         with contextlib.suppress(Violation):
             self._wait("workers end", GONE_S, lambda: not self.worker_pids())
-        for pid in self.worker_pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Workers that do not end, and what was started when Ctrl-C came, and is not known here.
+        while left := self._pids_of_scene():
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(TICK_S)
         for path in Path("/dev/shm").glob(f"*aembus.{self.bus}.*"):
             path.unlink(missing_ok=True)
         if self._view is not None:
@@ -315,12 +322,16 @@ class SceneBase:
 
     def worker_pids(self) -> set[int]:
         """Return the PIDs of all workers of this scene that run, whoever is their parent."""
+        return self._pids_of_scene(b"aembus.worker")
+
+    def _pids_of_scene(self, *words: bytes) -> set[int]:
+        # Those that run with these words in their command line.
         mark = f"AEMBUS_SCENE={self.bus}".encode()
         found = set()
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 command = (path / "cmdline").read_bytes().split(b"\0")
-                if b"aembus.worker" in command:
+                if all(word in command for word in words):
                     if mark in (path / "environ").read_bytes().split(b"\0"):
                         found.add(int(path.name))
         return found

@@ -3,6 +3,8 @@
 Rounds follow each other on one scene: the senders are let loose, in a mode by chance, some
 members are killed at random moments, and then the scene settles and its six questions are asked.
 A supervisor's death ends a round and the bus with it; the next one starts on what it left.
+
+Ctrl-C or SIGTERM ends it early: processes and names are removed, and the exit code is 130.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import resource
 import signal
@@ -19,6 +22,7 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from tests.crash.scene import Scene, new_seed
@@ -42,6 +46,7 @@ STOP_SHARE: Final = 0.3
 RESCUES_MIN: Final = 3  # a machine may be too slow to post within a sleep
 RESCUE_KILLS: Final = 500  # one more for so many
 JOBS_A_KILL: Final = 5  # at least, else the run proves nothing
+EXIT_INTERRUPTED: Final = 130
 CAST: Final = {"workers": 3, "producers": 2, "callers": 1, "interrupted": 1, "serving": 1}
 
 
@@ -262,6 +267,19 @@ def run(
         return storm.finish()
 
 
+def _end_at_first_signal() -> None:
+    """Have the first SIGINT or SIGTERM raise KeyboardInterrupt; tidying up is not interrupted."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for each in numbers:
+        signal.signal(each, interrupt)
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -283,12 +301,16 @@ def main() -> int:
     options = parser.parse_args()
     seed = new_seed() if options.seed is None else options.seed
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with tempfile.TemporaryDirectory(prefix="aembus-storm-") as directory:
-        scene = Scene(
-            f"storm-{seed}", Path(directory), seed,
-            replay=replay_command(options.kills, seed), **CAST,
-        )  # fmt: skip
-        figures = run(scene, seed, options.kills, True, options.seconds, options.pause)
+    bus = f"storm-{os.getpid()}"  # two of one seed may run at once
+    _end_at_first_signal()
+    try:
+        with tempfile.TemporaryDirectory(prefix="aembus-storm-") as directory:
+            replay = replay_command(options.kills, seed)
+            scene = Scene(bus, Path(directory), seed, replay=replay, **CAST)
+            figures = run(scene, seed, options.kills, True, options.seconds, options.pause)
+    except KeyboardInterrupt:
+        print(f"interrupted: bus {bus!r} and its processes are removed", file=sys.stderr)
+        return EXIT_INTERRUPTED
     print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures.to_json(), indent=2) + "\n")

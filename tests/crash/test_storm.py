@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import pytest
 
-from tests.crash.scene import Scene
-from tests.crash.storm import CAST, Storm, run, table
+from tests.crash.scene import SOURCES, Scene
+from tests.crash.scene_base import TICK_S
+from tests.crash.scene_view import names_by_kind
+from tests.crash.storm import CAST, EXIT_INTERRUPTED, Storm, run, table
 
 pytestmark = [pytest.mark.e2e, pytest.mark.required_in_ci]
 
@@ -36,3 +41,25 @@ def test_an_hour_with_a_fault_a_second(make_scene: Callable[..., Scene], seed: i
         while time.monotonic() < deadline:
             storm.round(kills_max=60)
         print(table(storm.finish()))
+
+
+@pytest.mark.parametrize("line", [0, 1], ids=["as it starts", "behind a round"])
+def test_an_interrupted_storm_leaves_nothing(line: int) -> None:
+    """Ctrl-C, at the start or later, removes the storm's processes and the names of its bus."""
+    storm = subprocess.Popen(
+        [sys.executable, "-m", "tests.crash.storm", "--seconds", "60", "--seed", "1"],
+        cwd=SOURCES, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with storm:
+        assert storm.stderr is not None
+        bus = f"storm-{storm.pid}"
+        while not names_by_kind(bus):
+            assert storm.poll() is None
+            time.sleep(TICK_S)
+        for _ in range(line):
+            assert "kills" in storm.stderr.readline()
+        storm.send_signal(signal.SIGINT)
+        said = storm.stderr.read().splitlines()
+    assert storm.returncode == EXIT_INTERRUPTED
+    assert said[-1] == f"interrupted: bus {bus!r} and its processes are removed"
+    assert names_by_kind(bus) == {}
