@@ -37,6 +37,7 @@ PROTOCOL_VERSION: Final = 1
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 30.0
 _LENGTH: Final = struct.Struct(">I")
+_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 
 def pack_frame(message: dict[str, Any]) -> bytes:
@@ -243,4 +244,16 @@ def _connect(bus: str) -> socket.socket:
     except BaseException:
         connection.close()
         raise
+    uid = peer_credentials(connection)[1]
+    if os.getuid() not in (0, uid) and uid != 0:  # anybody may listen in /dev/shm
+        connection.close()
+        raise PermissionRefused(f"the bus belongs to another user, bus={bus!r}, uid={uid}")
     return connection
+
+
+def peer_credentials(connection: socket.socket) -> tuple[int, int]:
+    """Return the PID and the user id of the process at the other end, as the kernel knows them."""
+    pid, uid, _ = _CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return pid, uid

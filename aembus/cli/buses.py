@@ -56,7 +56,7 @@ def _buses_of_strays() -> set[str]:
         before, _, rest = path.name.partition(f"{names.PREFIX}.")
         if before in ("", "sem."):
             found.add(rest.split(".")[0])
-    return found
+    return {bus for bus in found if names.is_bus_name(bus)}
 
 
 def left_in_shared_memory(bus: str) -> list[Path]:

@@ -8,6 +8,7 @@ look in two places.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from pathlib import Path
@@ -24,11 +25,16 @@ _SEMAPHORE_PREFIX = "sem."  # what glibc puts before a semaphore's name
 
 def check_bus_name(bus: str, what: str = "bus") -> str:
     """Return `bus` if it can name a bus (a worker, a member: `what`), else raise OpenError."""
-    if not _BUS_NAME.match(bus):
+    if not is_bus_name(bus):
         raise OpenError(
             f"a {what} name has 1 to {BUS_NAME_MAX} letters, digits, '-' or '_', name={bus!r}"
         )
     return bus
+
+
+def is_bus_name(name: str) -> bool:
+    """Say whether a bus can be called so; what else lies in /dev/shm anybody may have put there."""
+    return _BUS_NAME.match(name) is not None
 
 
 def new_nonce() -> str:
@@ -61,7 +67,7 @@ def buses() -> list[str]:
     found = set()
     for path in DIRECTORY.glob(f"{PREFIX}.*"):
         parts = path.name.split(".")
-        if len(parts) == 3 and parts[2] in ("lock", "control"):
+        if len(parts) == 3 and parts[2] in ("lock", "control") and is_bus_name(parts[1]):
             found.add(parts[1])
     return sorted(found)
 
@@ -71,5 +77,5 @@ def leftovers(bus: str) -> list[Path]:
     keep = {lock_path(bus).name, control_path(bus).name}
     found = []
     for prefix in (f"{PREFIX}.{bus}.", f"{_SEMAPHORE_PREFIX}{PREFIX}.{bus}."):
-        found += [p for p in DIRECTORY.glob(f"{prefix}*") if p.name not in keep]
+        found += [p for p in DIRECTORY.glob(f"{glob.escape(prefix)}*") if p.name not in keep]
     return sorted(found)

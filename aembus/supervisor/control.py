@@ -16,18 +16,22 @@ import os
 import secrets
 import select
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from aembus.control import PROTOCOL_VERSION, FrameReader, error_to_frame, pack_frame
+from aembus.control import (
+    PROTOCOL_VERSION,
+    FrameReader,
+    error_to_frame,
+    pack_frame,
+    peer_credentials,
+)
 from aembus.errors import AembusError, ControlError, PermissionRefused
 from aembus.shm import names
 
 log = logging.getLogger("aembus")
 
 TURNED_AWAY_S: Final = 0.1  # between two looks whether there is room again
-_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 Operation = Callable[["Connection", dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -41,9 +45,7 @@ class Connection:
     def __init__(self, server: ControlServer, connection: socket.socket) -> None:
         self._server = server
         self._socket = connection
-        self.pid, self.uid, _ = _CREDENTIALS.unpack(
-            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        self.pid, self.uid = peer_credentials(connection)
         self.pidfd = -1
         self.member: Any = None
         self.alive = True

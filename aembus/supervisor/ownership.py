@@ -7,6 +7,7 @@ PID or a time-out.  Whoever holds the lock may remove everything else under the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -41,12 +42,7 @@ class BusLock:
     def _acquire(self) -> int:
         patience_until = time.monotonic() + PROBE_S_MAX
         while True:
-            try:
-                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except PermissionError as error:
-                raise PermissionRefused(
-                    f"the bus belongs to another user, bus={self._bus!r}, lock={self._path}"
-                ) from error
+            descriptor = _open_lock(self._bus, os.O_CREAT)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -74,20 +70,40 @@ class BusLock:
         os.close(self._descriptor)
 
 
+def _open_lock(bus: str, flags: int) -> int:
+    # Anybody may put a file of this name into /dev/shm: one of another user's, that this one may
+    # write to, or a link to a file that it should not.
+    path = names.lock_path(bus)
+    flags |= os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except PermissionError as error:
+        raise PermissionRefused(_foreign(bus, path)) from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise PermissionRefused(
+            f"the bus's lock is a link, which aembus does not make; remove it, {bus=}, lock={path}"
+        ) from error
+    if os.getuid() not in (0, os.fstat(descriptor).st_uid):
+        os.close(descriptor)
+        raise PermissionRefused(_foreign(bus, path))
+    return descriptor
+
+
+def _foreign(bus: str, path: Path) -> str:
+    return f"the bus belongs to another user, bus={bus!r}, lock={path}"
+
+
 def lock_holder(bus: str) -> int | None:
     """Return the PID of the supervisor that holds this bus's lock, None if nobody does.
 
     Raises PermissionRefused for another user's bus: nobody else may know.
     """
-    path = names.lock_path(bus)
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = _open_lock(bus, 0)
     except FileNotFoundError:
         return None
-    except PermissionError as error:
-        raise PermissionRefused(
-            f"the bus belongs to another user, bus={bus!r}, lock={path}"
-        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
