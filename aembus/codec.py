@@ -57,11 +57,25 @@ _portable_names: dict[type, str] = {}
 
 # --- encoding -----------------------------------------------------------------------------------
 
-# The hot path: one packer, kept, that raises one of NOT_PLAIN at what only `encode` can.  It has no
-# `default=`: that would run Python code with the packer's buffer half full, and another thread or a
-# signal handler that encodes meanwhile would find it so.
-encode_plain: Callable[[tuple[Any, ...] | list[Any]], bytes] = msgpack.Packer().pack
 NOT_PLAIN: Final = (TypeError, OverflowError)
+
+# Packers that are kept, since making one costs more than most data do, and that nobody uses now.
+_packers: Final[list[Callable[[Any], bytes]]] = []
+
+
+def encode_plain(arguments: tuple[Any, ...] | list[Any]) -> bytes:
+    """Like `encode`, but raise one of NOT_PLAIN for what only `encode_rich` can."""
+    # A packer has one buffer, so nobody else gets it meanwhile.  Packing may run Python code: of a
+    # subclass that looks at its items in its own way, or, up to CPython 3.11, of a finalizer.  That
+    # may encode, or let another thread do so.
+    try:
+        pack = _packers.pop()
+    except IndexError:
+        pack = msgpack.Packer().pack
+    try:
+        return pack(arguments)
+    finally:
+        _packers.append(pack)
 
 
 def encode(arguments: tuple[Any, ...] | list[Any]) -> bytes:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import gc
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -154,3 +156,64 @@ def test_threads_that_encode_at_once_do_not_mix() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert mixed == []
+
+
+class OwnItems(dict[str, int]):
+    """Looks at its items in its own way."""
+
+    def __init__(self, look: Callable[[], object]) -> None:
+        super().__init__(x=1)
+        self.look = look
+
+    def items(self) -> Any:
+        self.look()
+        return super().items()
+
+
+def test_what_is_encoded_may_encode() -> None:
+    """Code of a subclass that runs in the middle finds none of what is being encoded."""
+    inner = []
+    own = OwnItems(lambda: inner.append(codec.encode(["inner"])))
+    outer = codec.encode(["before", own, "after"])
+    assert codec.decode(outer) == ["before", {"x": 1}, "after"]
+    assert [codec.decode(data) for data in inner] == [["inner"]]
+
+
+def test_what_is_encoded_may_let_other_threads_encode() -> None:
+    """Code of a subclass that waits for another thread, which encodes, does not mix the two."""
+    inner = []
+
+    def look() -> None:
+        thread = threading.Thread(target=lambda: inner.append(codec.encode(["inner"])))
+        thread.start()
+        thread.join()
+
+    assert codec.decode(codec.encode([OwnItems(look), "after"])) == [{"x": 1}, "after"]
+    assert [codec.decode(data) for data in inner] == [["inner"]]
+
+
+def test_a_finalizer_may_encode_in_the_middle() -> None:
+    """The collector may run while what is not plain is refused, and finalizers with it."""
+    inner = []
+
+    class Encodes:
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            inner.append(codec.encode(["inner"]))
+
+    data = ["before", {1}]
+    threshold = gc.get_threshold()
+    gc.disable()
+    Encodes()
+    try:
+        gc.set_threshold(1)
+        gc.enable()
+        outer = codec.encode(data)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.enable()
+    gc.collect()  # where encoding does not run the collector
+    assert codec.decode(outer) == data
+    assert [codec.decode(data) for data in inner] == [["inner"]]
