@@ -228,6 +228,8 @@ static PyObject *consumer_take_numbers(Consumer *self, PyObject *budget_object)
         return NULL;
     if (budget < 1 || self->returned != NULL || load(word_at(&self->memory, LANE_TAIL)) == self->taken)
         Py_RETURN_NONE;
+    if ((uint64_t)budget > self->memory.capacity) /* a lane never holds more */
+        budget = (Py_ssize_t)self->memory.capacity;
     uint64_t *pairs = PyMem_Malloc((size_t)budget * 2 * sizeof *pairs);
     if (pairs == NULL)
         return PyErr_NoMemory();

@@ -225,7 +225,7 @@ static int answer_call(Consumer *self, Run *run, const Job *job, PyObject *resul
                     run->answer) < 0)
         return -1;
     KILLPOINT("deliver: answered");
-    return memory_check(&self->memory);
+    return 0;
 }
 
 /* Run the job in hand; 0, or -1 with an exception set, and if its handler raised still in hand. */
@@ -249,12 +249,14 @@ static int run_job(Consumer *self, Run *run, const Job *job)
     KILLPOINT("deliver: handler returned");
     Py_CLEAR(self->payload);
     int unfinished = self->held == job->taken.begin; /* its handler holds it */
-    int failed = !unfinished && memory_check(&self->memory) < 0; /* or has closed the lane */
-    if (is_call && !unfinished && !failed)
-        failed = answer_call(self, run, job, result) < 0;
+    int failed = 0;
+    if (is_call && !unfinished)
+        failed = memory_check(&self->memory) < 0 || answer_call(self, run, job, result) < 0;
     Py_DECREF(result);
     if (unfinished || failed)
         return failed ? -1 : 0;
+    if (memory_check(&self->memory) < 0) /* its handler has closed the lane, or its result has */
+        return -1;
     if (done(self, &job->taken) < 0)
         return -1;
     return count_delivered(self, run);

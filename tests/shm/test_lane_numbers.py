@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from types import ModuleType
 
 import pytest
@@ -93,3 +94,14 @@ def test_a_replacement_begins_behind_what_was_taken(lane_module: ModuleType) -> 
         send_numbers(producer, 7, number, 9)
     assert pairs(consumer.take_numbers(3)) == [(0, 9), (1, 9), (2, 9)]
     assert pairs(memory.consumer().take_numbers(64)) == [(3, 9)]
+
+
+@pytest.mark.parametrize("budget", [sys.maxsize, 1 << 60])
+def test_a_budget_without_measure(lane_module: ModuleType, budget: int) -> None:
+    """However many may be taken, no more memory is asked for than what is there takes."""
+    memory = LaneMemory(lane_module, RING_BYTES)
+    producer, consumer = memory.producer(), memory.consumer()
+    wanted = [(number, 9) for number in range(4)]
+    for first, second in wanted:
+        send_numbers(producer, 7, first, second)
+    assert pairs(consumer.take_numbers(budget)) == wanted

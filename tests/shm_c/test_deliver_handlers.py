@@ -230,6 +230,25 @@ def test_a_handler_may_close_the_lane(lane_module: ModuleType, more: int) -> Non
     assert (decode(record.payload), record.attempts) == ([0], 1)
 
 
+def test_a_result_may_close_the_lane(lane_module: ModuleType) -> None:
+    """What a handler returns may run code when it goes; a lane closed there is left as it is."""
+    bench = Bench(lane_module)
+
+    class Result:
+        def __del__(self) -> None:
+            bench.consumer.close()
+
+    bench.event.handler = lambda event, number: Result()
+    for number in range(2):
+        assert bench.send(number)
+    with pytest.raises(ValueError, match=r"closed|released"):
+        bench.deliver()
+    assert bench.queued == 2
+    assert bench.consumer.in_hand is None
+    assert bench.event.lane is None
+    assert bench.state(0) == layout.STATE_STARTED | 1 << layout.STATE_ATTEMPT_SHIFT
+
+
 def test_a_deliver_inside_a_handler_confuses_no_job(lane_module: ModuleType) -> None:
     """Whoever calls it nests his handlers; yet each job is run and finished once."""
     bench = Bench(lane_module)
