@@ -25,6 +25,7 @@ from aembus import errors
 from aembus.errors import (
     AembusError,
     BusBroken,
+    BusClosed,
     BusNotFound,
     ControlError,
     PermissionRefused,
@@ -97,7 +98,7 @@ class ControlClient:
         on_push: called in the watcher thread with each thing the supervisor says on its own.
         timeout_s: how long an answer may take, unless a request says otherwise.
         on_broken: called once in the watcher thread when the connection ends and `close` was
-            not called.
+            not called before.
 
     Raises: BusNotFound, PermissionRefused, VersionMismatch.
     """
@@ -116,7 +117,7 @@ class ControlClient:
         self._ids = itertools.count(1)
         self._answers: dict[int, _Answer] = {}
         self._send_lock = threading.Lock()
-        self._closing = False
+        self._ended_with: type[BusClosed | BusBroken] | None = None  # once the connection has one
         self._socket = _connect(bus)
         try:
             self.greeting = self._greet()
@@ -155,15 +156,16 @@ class ControlClient:
     def request(self, op: str, *, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
         """Ask the supervisor, block until its answer, and return the answer's fields.
 
-        Raises: BusBroken if it is gone, ControlError at the time-out, else what it refused with.
+        Raises: BusBroken if it is gone, BusClosed if this connection was closed, ControlError at
+        the time-out, else what it refused with.
         """
         if timeout_s is None:
             timeout_s = self._timeout_s
         request_id = next(self._ids)
         answer = self._answers[request_id] = _Answer()
         try:
-            if self._closing:
-                raise BusBroken(f"the connection to the supervisor is gone, bus={self._bus!r}")
+            if self._ended_with is not None:
+                raise self._refusal()
             self._send({"id": request_id, "op": op, **fields})
             if not answer.arrived.wait(timeout_s):
                 raise ControlError(f"no answer in time, op={op!r}, timeout_s={timeout_s}")
@@ -176,7 +178,7 @@ class ControlClient:
 
     def tell(self, op: str, **fields: Any) -> None:
         """Say something that wants no answer; nothing happens if the supervisor is gone."""
-        with contextlib.suppress(BusBroken):
+        with contextlib.suppress(BusBroken, BusClosed):
             self._send({"op": op, **fields})
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -184,7 +186,12 @@ class ControlClient:
             try:
                 self._socket.sendall(pack_frame(message))
             except OSError as error:
-                raise BusBroken(f"the supervisor is gone, bus={self._bus!r}") from error
+                raise self._refusal() from error
+
+    def _refusal(self) -> AembusError:
+        if self._ended_with is BusClosed:
+            return BusClosed(f"this connection to the bus was closed, bus={self._bus!r}")
+        return BusBroken(f"the supervisor is gone, bus={self._bus!r}")
 
     def _watch(self) -> None:
         reader = FrameReader()
@@ -192,12 +199,13 @@ class ControlClient:
             while data := self._socket.recv(65536):
                 for frame in reader.feed(data):
                     self._dispatch(frame)
-        closed_by_us, self._closing = self._closing, True
-        gone = {"error": {"type": "BusBroken", "text": f"supervisor is gone, bus={self._bus!r}"}}
+        broken = self._ended_with is None
+        if broken:
+            self._ended_with = BusBroken
         for answer in list(self._answers.values()):
-            answer.frame = gone
+            answer.frame = {"error": error_to_frame(self._refusal())}
             answer.arrived.set()
-        if not closed_by_us and self._on_broken is not None:
+        if broken and self._on_broken is not None:
             self._on_broken()
 
     def _dispatch(self, frame: dict[str, Any]) -> None:
@@ -212,12 +220,13 @@ class ControlClient:
 
     def forget_parent(self) -> None:
         """Drop this copy of the descriptor in a forked child; the parent's connection stays."""
-        self._closing = True
+        self._ended_with = BusClosed
         self._socket.close()
 
     def close(self) -> None:
         """End the connection and the watcher.  Idempotent."""
-        self._closing = True
+        if self._ended_with is None:
+            self._ended_with = BusClosed
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         if threading.current_thread() is not self._watcher:

@@ -21,7 +21,7 @@ from aembus import callchain
 from aembus.answers import Answers, Failure, failure_of
 from aembus.callchain import Chain
 from aembus.codec import decode
-from aembus.errors import AembusError, BusBroken, ControlError, JobFailed, JobNotInHand, Refused
+from aembus.errors import AembusError, ControlError, JobFailed, JobNotInHand, Refused
 from aembus.event import Event, awaited
 from aembus.held import HeldJobs
 from aembus.job import Job
@@ -455,7 +455,7 @@ class EventStruct:
         detail = failure.traceback_text if failure is not None else ""
         try:
             forwarded = self._undeliverable(record, reason, try_group=try_group, detail=detail)
-        except (BusBroken, ControlError) as error:
+        except AembusError as error:
             log.error("job could not be kept and stays in hand: %s, reason=%s", error, reason)
             if isinstance(error, ControlError):
                 again = functools.partial(
