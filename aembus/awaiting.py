@@ -154,7 +154,10 @@ class Awaiting:
         with self.listener:
             try:
                 async with asyncio.timeout(timeout_s), lock:
-                    while (jobs := attempt()) == FULL:
+                    while True:
+                        jobs = attempt()
+                        if jobs != FULL:
+                            break
                         with self._sender.room_wanted(targets()) as has_come:
                             jobs = attempt()
                             if jobs != FULL:

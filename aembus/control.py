@@ -196,7 +196,7 @@ class ControlClient:
     def _watch(self) -> None:
         reader = FrameReader()
         with contextlib.suppress(OSError, ControlError):
-            while data := self._socket.recv(65536):
+            for data in iter(lambda: self._socket.recv(65536), b""):
                 for frame in reader.feed(data):
                     self._dispatch(frame)
         broken = self._ended_with is None

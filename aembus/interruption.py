@@ -121,23 +121,28 @@ class Interrupter:
             return  # what is pending is seen at its end
         more = True
         try:
-            masked.pending = True
-            while masked.pending and not self._closed:
-                masked.pending = False
-                self._delivering = True
-                try:
-                    more = self._deliver_for_a_while()
-                finally:
-                    self._delivering = False  # a signal from here on delivers by itself ...
-                # ... and one that came before is pending.
-                if more:
-                    break
+            more = self._deliver_pending()
         finally:
             # Also when a handler has raised what is no Exception: the next job comes to whatever
             # catches that.
             if not self._closed and (more or self._runner.due_in_s() < math.inf):
                 self._poke()
         self._finish()
+
+    def _deliver_pending(self) -> bool:
+        # Returns True if there is more.
+        masked.pending = True
+        while masked.pending and not self._closed:
+            masked.pending = False
+            self._delivering = True
+            try:
+                more = self._deliver_for_a_while()
+            finally:
+                self._delivering = False  # a signal from here on delivers by itself ...
+            # ... and one that came before is pending.
+            if more:
+                return True
+        return False
 
     def _deliver_for_a_while(self) -> bool:
         # Returns True if there is more.  Else producers have been told to post.

@@ -72,11 +72,14 @@ class Runner:
                 continue
             with self._running:
                 self._runs_in = threading.get_ident()
-                while not (self._stopping or self._parted or self._ended):
-                    if self._deliver() or (self._spin(spin_s) if spin_s else self._look()):
-                        continue
-                    self._inbox.wait(self.has_work, self._event_struct.due_in_s())
+                self._deliver_until_stopped(spin_s)
         self.finish()
+
+    def _deliver_until_stopped(self, spin_s: float) -> None:
+        while not (self._stopping or self._parted or self._ended):
+            if self._deliver() or (self._spin(spin_s) if spin_s else self._look()):
+                continue
+            self._inbox.wait(self.has_work, self._event_struct.due_in_s())
 
     def poll(self, timeout_s: float) -> int:
         """Deliver what is there, waiting for the first job; return how many were handled."""

@@ -58,8 +58,7 @@ class Server:
             listener.delivers = True
             try:
                 await self._serve(listener)
-                while self._tasks:
-                    await self._until_one_has_ended()
+                await self._until_all_have_ended()
             finally:
                 await self._cancel()
                 self._coroutines.start, self._coroutines.served = None, False
@@ -115,6 +114,10 @@ class Server:
     def _handle_end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._listener.rung.set()
+
+    async def _until_all_have_ended(self) -> None:
+        while self._tasks:
+            await self._until_one_has_ended()
 
     async def _until_one_has_ended(self) -> None:
         self._leave_bell(True)

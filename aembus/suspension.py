@@ -39,8 +39,7 @@ class Suspension:
     def _run(self) -> None:
         membership = self._membership
         with self._runner.suspended():
-            while not self._over.is_set() and membership.event_struct.settle_held():
-                self._over.wait(LOOK_S)
+            self._settle_held()
             if self._over.is_set():
                 return
             with membership.sender.held_back():
@@ -48,6 +47,10 @@ class Suspension:
                 self._over.wait()
                 if not membership.replaced:
                     membership.inbox.open_replies_anew()  # the successor may have taken some
+
+    def _settle_held(self) -> None:
+        while not self._over.is_set() and self._membership.event_struct.settle_held():
+            self._over.wait(LOOK_S)
 
     def resume(self) -> None:
         """Go on as before.  Idempotent, from any thread."""

@@ -242,7 +242,9 @@ class LaneConsumer:
         begin = end = behind = self._taken
         state_word = 0
         try:
-            while run < budget and self._returned is None and not stopping[0]:
+            while True:
+                if run >= budget or self._returned is not None or stopping[0]:
+                    break
                 cursor = self._taken
                 if cursor is not copied or at >= size:
                     if cursor == self._tail:

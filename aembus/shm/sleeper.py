@@ -88,36 +88,11 @@ class Sleeper(ABC):
         """Do what `wait` does, also in the thread of the listener."""
         if timeout_s <= 0:
             return not self._closed and ready()
-        deadline = time.monotonic() + timeout_s
         try:
             # Inside of `try`, as `acquire` below: Ctrl-C may come right behind it.  And what undoes
             # them is the first call in `finally`: it may come before a second one, too.
             self._waiting.append(ready)
-            left_s = min(timeout_s, SLEEP_S_MAX)
-            while not self._closed:
-                wakes = self._wakes
-                try:
-                    if self._may_sleep() and self._elected.acquire(blocking=False):
-                        self._sleep(left_s)
-                    else:
-                        with self._woken:
-                            if self._wakes == wakes:
-                                self._woken.wait(left_s)
-                finally:
-                    try:
-                        self._elected.release()
-                    except RuntimeError:  # another thread is elected
-                        pass
-                    else:
-                        # Who came before and found us elected is in the list by now.
-                        if len(self._waiting) > 1:
-                            self._wake_others()
-                if ready():
-                    return True
-                left_s = min(deadline - time.monotonic(), SLEEP_S_MAX)
-                if left_s <= 0:
-                    return False
-            return False
+            return self._wait_among_others(ready, timeout_s)
         finally:
             try:
                 self._waiting.remove(ready)
@@ -125,6 +100,34 @@ class Sleeper(ABC):
                 pass
             if self._closed:
                 self._release_when_unused()
+
+    def _wait_among_others(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        left_s = min(timeout_s, SLEEP_S_MAX)
+        while not self._closed:
+            wakes = self._wakes
+            try:
+                if self._may_sleep() and self._elected.acquire(blocking=False):
+                    self._sleep(left_s)
+                else:
+                    with self._woken:
+                        if self._wakes == wakes:
+                            self._woken.wait(left_s)
+            finally:
+                try:
+                    self._elected.release()
+                except RuntimeError:  # another thread is elected
+                    pass
+                else:
+                    # Who came before and found us elected is in the list by now.
+                    if len(self._waiting) > 1:
+                        self._wake_others()
+            if ready():
+                return True
+            left_s = min(deadline - time.monotonic(), SLEEP_S_MAX)
+            if left_s <= 0:
+                return False
+        return False
 
     def _may_sleep(self) -> bool:
         # Two sleepers would eat each other's post; a listener hears every one.
