@@ -29,7 +29,7 @@ from aembus.membership import Membership
 from aembus.numbers_route import NumbersRoute
 from aembus.one_way import OneWayCall
 from aembus.options import EventOptions, Full, Policy
-from aembus.points import ActivationPoint, TypedPoint
+from aembus.points import ActivationPoint, Registrable, TypedPoint, check_point, registrable
 from aembus.registrations import Registrations
 from aembus.routing import ServiceVersion
 from aembus.runner import Runner, spin_from_environment
@@ -149,7 +149,7 @@ class Bus:
 
     def register(
         self,
-        point: str | TypedPoint[Any],
+        point: Registrable,
         handler: Handler,
         *,
         group: str | None = None,
@@ -170,7 +170,7 @@ class Bus:
         """Run ``handler(event, *data)`` whenever `point` is activated, and return the event.
 
         Args:
-            point: the activation point's name; or a typed point, whose handlers get the instance.
+            point: the activation point, or its name; handlers of a typed point get the instance.
             handler: called in the thread that runs this bus, never inside another handler; where
                 the bus is served (`serve`) it may be an ``async def``.
             group: the events of one group share the activations; without one, each gets all.
@@ -200,10 +200,11 @@ class Bus:
         With spawn=True that waits until the spawn host has imported the handler's module.
 
         Raises: RegistrationError for a duplicate, for a policy that the rest of the group has not,
-        for numbers that do not fit, and for a handler with spawn=True that another process cannot
-        find or import; BusBroken, BusClosed.
+        for numbers that do not fit, for what cannot be called, and for a handler with spawn=True
+        that another process cannot find or import; TypeError for no point; BusBroken, BusClosed.
         """
         self._attachment.membership_or_raise()
+        point_name, delivered_to = registrable(point, handler)
         options = EventOptions(
             name=name or str(getattr(handler, "__qualname__", type(handler).__qualname__)),
             group=group,
@@ -222,18 +223,17 @@ class Bus:
             from aembus.spawning.recipe import recipe_frame
 
             recipe = recipe_frame(point, handler, options, constructor, destructor, context)
-        if not isinstance(point, str):
-            handler, point = point.handler(handler), point.name
         if constructor is not None or destructor is not None:
-            handler = Stages(handler, constructor, destructor, is_coroutine(handler))
-        handler = self.coroutines.handler(handler)
+            delivered_to = Stages(delivered_to, constructor, destructor, is_coroutine(handler))
+        delivered_to = self.coroutines.handler(delivered_to)
+        control = self._registrations
         event = Event(
-            point, handler, options, context=context, control=self._registrations, recipe=recipe
+            point_name, delivered_to, options, context=context, control=control, recipe=recipe
         )
         self._registrations.add(event)
         return event
 
-    def tap(self, point: str, handler: Handler, *, name: str | None = None) -> Event:
+    def tap(self, point: Registrable, handler: Handler, *, name: str | None = None) -> Event:
         """Have ``handler(event, *data)`` see a copy of each job of `point`, and return the event.
 
         Nobody waits for it: what its inbox has no room for is dropped, counted as `dropped` in
@@ -246,13 +246,16 @@ class Bus:
         Raises: as `register` does.
         """
         self._attachment.membership_or_raise()
+        point_name, looker = registrable(point, handler)
         options = tap_options(handler, name)
-        event = Event(point, harmless(handler), options, context=None, control=self._registrations)
+        control = self._registrations
+        event = Event(point_name, harmless(looker), options, context=None, control=control)
         self._registrations.add(event)
         return event
 
-    def on(self, point: str | TypedPoint[Any], **options: Any) -> Callable[[Handler], Handler]:
+    def on(self, point: Registrable, **options: Any) -> Callable[[Handler], Handler]:
         """Register the decorated function; options as for `register`."""
+        check_point(point)  # now: ``@bus.on`` without a point would register nothing
 
         def decorate(handler: Handler) -> Handler:
             self.register(point, handler, **options)
@@ -381,7 +384,8 @@ class Bus:
                 on the doorbell; waking up costs tens of microseconds, spinning costs a processor.
                 Default: the environment's AEMBUS_SPIN_US, or not at all.
 
-        Raises: BusBroken when the supervisor dies (after the job in hand), BusClosed.
+        Raises: BusBroken when the supervisor dies (after the job in hand), BusClosed, AembusError
+        in a handler and where another thread runs this bus.
         """
         self._check_thread()
         with masked:  # delivered by the loop, not by interruptions
@@ -391,7 +395,7 @@ class Bus:
         """Deliver what is there, waiting up to `timeout` seconds for the first job.
 
         Returns how many jobs were handled.  Raises: BusBroken (not with reconnect=True: then the
-        time-out passes without any), BusClosed.
+        time-out passes without any), BusClosed, AembusError as `run` does.
         """
         self._check_thread()
         with masked:
@@ -450,7 +454,10 @@ class Bus:
         self._runner.finish()
 
     def stop(self) -> None:
-        """Make `run` return after the job in hand; may be called from anywhere."""
+        """Make `run` return after the job in hand; may be called from anywhere.
+
+        For good: what comes later waits in the inbox, until the bus is closed.
+        """
         self._runner.stop()
 
     # --- the supervisor's side of it ------------------------------------------------------------
@@ -495,7 +502,8 @@ class Bus:
         return time.monotonic_ns if clock is time.monotonic else lambda: round(clock() * 1e9)
 
     def statistics(self) -> BusStatistics:
-        """Return what this process did on the bus so far."""
+        """Return what this process did on the bus so far.  Raises: BusClosed, ForkedBusError."""
+        self._check_open()
         events = {f"{e.point} {e.name}": e.statistics() for e in self.event_struct.events}
         late_replies = self._membership.calls.late_replies
         return BusStatistics(
@@ -538,7 +546,12 @@ class Bus:
         membership.close()
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
+
+    def _check_open(self) -> None:
+        if self._attachment.closed:
+            self._attachment.membership_or_raise()
 
     def __exit__(
         self,

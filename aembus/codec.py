@@ -286,4 +286,9 @@ def key_hash(key: str | bytes | int) -> int:
         key = key.encode()
     elif isinstance(key, int):
         key = b"%d" % key
-    return zlib.crc32(key)
+    try:
+        return zlib.crc32(key)
+    except TypeError:
+        raise TypeError(
+            f"a key is a str, bytes or int; make one of it, key={key!r}, type={type(key).__name__}"
+        ) from None

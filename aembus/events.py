@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from aembus import callchain
 from aembus.answers import Answers, Failure, failure_of
-from aembus.callchain import Chain
+from aembus.callchain import Chain, unwrap
 from aembus.codec import decode
 from aembus.errors import AembusError, ControlError, JobFailed, JobNotInHand, Refused
 from aembus.event import Event, awaited
 from aembus.held import HeldJobs
 from aembus.job import Job
+from aembus.misfit import add_what_came
 from aembus.postponed import Postponed, pause
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
@@ -338,7 +338,7 @@ class EventStruct:
         try:
             data = record.payload
             if record.kind == layout.KIND_CALL:
-                self._chain, data = callchain.unwrap(data)
+                self._chain, data = unwrap(data)
             result = event.handler(event, *decode(data))
         except Exception as error:
             self._handler_raised(record, event, error)
@@ -401,8 +401,8 @@ class EventStruct:
         if isinstance(error, Refused):
             self._refuse(record, event, failure_of(error))
             return
-        job = self.job(record, event)
-        log.error("handler of %r failed, job=%s", event, job, exc_info=error)
+        add_what_came(error, record.header, record.payload)
+        log.error("handler of %r failed, job=%s", event, self.job(record, event), exc_info=error)
         self._fail(record, event, HANDLER_RAISED, failure_of(error))
 
     def _refuse(self, record: Record, event: Event | None, failure: Failure) -> None:

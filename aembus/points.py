@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 from aembus.calls import Answer, Calls
 from aembus.codec import NOT_PLAIN, encode, encode_plain, encode_rich, key_hash
 from aembus.coroutines import is_coroutine
+from aembus.errors import RegistrationError
 from aembus.sender import IN_TURN, Job, Sender
 from aembus.shm import layout
 from aembus.shm.lanes import plain_activate
@@ -31,6 +32,12 @@ def _mortal_job(payload: bytes, hashed: int, ttl_s: float, now_s: float) -> Job:
     return Job(payload, hashed, kind=layout.KIND_JOB_WITH_TTL, deadline_ns=deadline_ns)
 
 
+def check_point_name(name: object) -> None:
+    """Raise TypeError if this cannot name an activation point."""
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"an activation point is named by a str that is not empty, point={name!r}")
+
+
 @final
 class ActivationPoint:
     """One point of one bus; get it from `Bus.point` and keep it where activations are frequent."""
@@ -45,6 +52,7 @@ class ActivationPoint:
         awaiting: Callable[[], Awaiting],
         bus: Subscriber,
     ) -> None:
+        check_point_name(name)
         self.name = name
         self.bus = bus
         self._calls = calls
@@ -328,6 +336,31 @@ class TypedPoint(Generic[_T]):
 
     def __repr__(self) -> str:
         return f"<TypedPoint {self.name!r} of {self._shape.cls.__qualname__}>"
+
+
+Registrable = str | ActivationPoint | TypedPoint[Any]
+
+
+def check_point(point: Registrable) -> str:
+    """Return the name of a point.  Raises TypeError for what is none."""
+    name = point.name if isinstance(point, ActivationPoint | TypedPoint) else point
+    check_point_name(name)
+    return name
+
+
+def registrable(
+    point: Registrable, handler: Callable[..., object]
+) -> tuple[str, Callable[..., object]]:
+    """Return the name of a point, and what to register there for `handler`.
+
+    Raises: TypeError if `point` is none, RegistrationError if `handler` cannot be called.
+    """
+    name = check_point(point)
+    if not callable(handler):
+        raise RegistrationError(
+            f"a handler is a function that gets (event, *data), point={name!r}, handler={handler!r}"
+        )
+    return name, point.handler(handler) if isinstance(point, TypedPoint) else handler
 
 
 def typed_handler(shape: Shape[_T], handler: Callable[[Any, _T], object]) -> Callable[..., object]:

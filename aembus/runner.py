@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from aembus.calls import Calls
-from aembus.errors import BusBroken
+from aembus.errors import AembusError, BusBroken
 from aembus.events import EventStruct
 from aembus.looking import WAKE_UP_S, Looking
 from aembus.shm import layout
@@ -63,17 +63,39 @@ class Runner:
         self._stop_asked = False
         self._afterwards: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
+        self._looping: threading.Thread | None = None  # in `run`
 
     def run(self, spin_s: float) -> None:
         """Deliver until `stop`; after the last job, look for more for `spin_s` before sleeping."""
         self._await_bus(0.0)
+        self._check_free()
+        self._looping = threading.current_thread()
+        try:
+            self._loop(spin_s)
+        finally:
+            self._looping = None
+        self.finish()
+
+    def _loop(self, spin_s: float) -> None:
         while not self._stop_asked:
             if not self._await_bus(LOOK_S):
                 continue
             with self._running:
                 self._runs_in = threading.get_ident()
                 self._deliver_until_stopped(spin_s)
-        self.finish()
+
+    def _check_free(self) -> None:
+        # Else who asks would wait: for itself, or for as long as the other thread runs.
+        if self.in_handler():
+            raise AembusError(
+                "a handler cannot run or poll its own bus; return, and the next job is delivered"
+            )
+        looping = self._looping
+        if looping is not None and not self._stop_asked:
+            raise AembusError(
+                "a thread runs this bus already and delivers what comes; stop it first "
+                f"(bus.stop), or leave it to that, thread={looping.name!r}"
+            )
 
     def _deliver_until_stopped(self, spin_s: float) -> None:
         while not (self._stopping or self._parted or self._ended):
@@ -85,6 +107,7 @@ class Runner:
         """Deliver what is there, waiting for the first job; return how many were handled."""
         if not self._await_bus(timeout_s):
             return 0
+        self._check_free()
         with self._running:
             if self._parted or self._ended:
                 return 0
@@ -101,6 +124,7 @@ class Runner:
     def run_in_thread(self, spin_s: float) -> threading.Thread:
         """Run in a thread of its own; return it."""
         if self._thread is None:
+            self._check_free()
             self._thread = threading.Thread(
                 target=self._run_thread, args=(spin_s,), name="aembus-run", daemon=True
             )

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from aembus.bus import Bus
 from aembus.control import ControlClient
+from aembus.coroutines import is_coroutine
 from aembus.errors import AembusError, BusBroken, SupervisorError
 
 GRACE_S: Final = 5.0  # how long the job in hand may take after the supervisor's death
@@ -52,6 +53,11 @@ def load_entry_point(spec: str) -> Callable[[Bus], object]:
         names = sorted(n for n, v in vars(module).items() if callable(v) and n[0] != "_")
         raise SupervisorError(
             f"the module has no such function, entry_point={spec!r}, it has={names[:12]}"
+        )
+    if is_coroutine(function):
+        raise SupervisorError(
+            "an entry point is a plain function; it may call asyncio.run(...) around bus.serve(), "
+            f"entry_point={spec!r}"
         )
     return function  # type: ignore[no-any-return]
 

@@ -106,7 +106,8 @@ class ExitClient:
 
         Raises: ProcessNotFound if there is no such process (any more), PermissionRefused if it is
         another user's, ServiceError without descriptors for it, ValueError for a name or key with a
-        handler, CallTimeout, BusBroken, BusClosed; nothing is watched then.
+        handler, TypeError for what is neither a handler nor a name, CallTimeout, BusBroken,
+        BusClosed; nothing is watched then.
         """
         point = what if isinstance(what, str) else None
         if point is None and (key is not None or name is not None):
@@ -115,6 +116,11 @@ class ExitClient:
                 f"name={name!r}, key={key!r}"
             )
         handler = None if isinstance(what, str) else what
+        if not (point or callable(handler)):
+            raise TypeError(
+                "a watch calls a function or activates a point; give the function, uncalled, or a "
+                f"point's name, got={what!r}"
+            )
         watch = Watch(self, next(self._ids), pid, handler, data, name)
         payload = encode(data) if point is not None else b""
         hashed = None if key is None else key_hash(key)

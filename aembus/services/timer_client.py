@@ -161,12 +161,12 @@ class TimerClient:
         Blocks while the timer service's inbox is full, for 5 s at most.
 
         Raises: InboxFull, BusBroken, BusClosed, ValueError for a delay that is none, or a name or
-        key with a handler; nothing was started then.
+        key with a handler, TypeError for what is neither; nothing was started then.
         """
         if not 0 <= delay <= DELAY_S_MAX:
             raise ValueError(f"a delay must be 0 to {DELAY_S_MAX} seconds, delay={delay}")
         due_ns = self._monotonic_ns() + int(delay * NS)
-        if key is not None or name is not None or isinstance(what, str):
+        if key is not None or name is not None or not callable(what):
             return self._start_at_point(what, data, key, name, due_ns, 0, False)
         try:
             new_id = self._free.pop()
@@ -244,7 +244,7 @@ class TimerClient:
         period_ns: int,
         wall: bool,
     ) -> Timer:
-        if key is not None or name is not None or isinstance(what, str):
+        if key is not None or name is not None or not callable(what):
             return self._start_at_point(what, data, key, name, due_ns, period_ns, wall)
         timer = _Periodic()
         timer._client, timer._handler, timer._data = self, what, data
@@ -268,6 +268,11 @@ class TimerClient:
         period_ns: int,
         wall: bool,
     ) -> Timer:
+        if not (isinstance(what, str) or callable(what)):
+            raise TypeError(
+                "a timer calls a function or activates a point; give the function, uncalled, or a "
+                f"point's name, got={what!r}"
+            )
         if not isinstance(what, str):
             raise ValueError(
                 "only a timer that names a point can have a name or a key; leave them away, or "

@@ -25,7 +25,7 @@ _SEMAPHORE_PREFIX = "sem."  # what glibc puts before a semaphore's name
 
 def check_bus_name(bus: str, what: str = "bus") -> str:
     """Return `bus` if it can name a bus (a worker, a member: `what`), else raise OpenError."""
-    if not is_bus_name(bus):
+    if not isinstance(bus, str) or not is_bus_name(bus):
         raise OpenError(
             f"a {what} name has 1 to {BUS_NAME_MAX} letters, digits, '-' or '_', name={bus!r}"
         )

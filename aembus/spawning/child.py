@@ -27,6 +27,7 @@ from aembus.codec import decode, encode
 from aembus.errors import AembusError, JobNotInHand, Refused
 from aembus.event import Child, Event
 from aembus.job import Job
+from aembus.misfit import add_what_came
 from aembus.shm import layout
 from aembus.shm.lane import Record
 from aembus.spawning.outcome import (
@@ -173,6 +174,7 @@ def _run(task: Task, event: Event | None) -> Outcome:
     except SystemExit:
         raise
     except BaseException as error:
+        add_what_came(error, task.header, task.payload)
         log.exception("handler of %r failed in its child", name)
         _finish()
         return Outcome(RAISED, failure=failure_of(error))

@@ -16,7 +16,7 @@ from aembus.coroutines import is_coroutine
 from aembus.errors import RegistrationError
 from aembus.event import Event, Handler
 from aembus.options import EventOptions
-from aembus.points import TypedPoint, typed_handler
+from aembus.points import ActivationPoint, TypedPoint, typed_handler
 from aembus.spawning.references import Reference, reference_to, resolve
 from aembus.stages import Stages
 
@@ -102,7 +102,7 @@ class Recipe:
 
 
 def recipe_frame(
-    point: str | TypedPoint[Any],
+    point: str | ActivationPoint | TypedPoint[Any],
     handler: Handler,
     options: EventOptions,
     constructor: Handler | None,
@@ -118,7 +118,8 @@ def recipe_frame(
             "the context stays in this process, and a handler with spawn=True runs in another; "
             f"send what it needs as data, event={options.name!r}"
         )
-    name, data = (point, None) if isinstance(point, str) else (point.name, point.data)
+    name = point if isinstance(point, str) else point.name
+    data = point.data if isinstance(point, TypedPoint) else None
     recipe = Recipe.make(name, options.name, options.group, handler, constructor, destructor, data)
     return [recipe.to_frame(), asdict(options)]
 

@@ -39,6 +39,11 @@ class WorkerSpec:
         if self.count < 1:
             raise SupervisorError(f"a worker needs a count of at least 1, count={self.count}")
         _check_handler_timeout(self.handler_timeout_s)
+        if not isinstance(self.entry_point, str):
+            raise SupervisorError(
+                "an entry point is written 'module:function', since other processes import it, "
+                f"entry_point={self.entry_point!r}"
+            )
         module, colon, function = self.entry_point.partition(":")
         if not (module and colon and function):
             raise SupervisorError(

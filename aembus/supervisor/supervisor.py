@@ -64,6 +64,8 @@ class Supervisor:
         state_directory: str | Path | None = None,
         log_level: str = "WARNING",
     ) -> None:
+        _check_each("services", services, (str, ServiceSpec), '["timer"]')
+        _check_each("workers", workers, (WorkerSpec,), '[WorkerSpec("calls", "app:main")]')
         specs = [s if isinstance(s, ServiceSpec) else ServiceSpec(s) for s in services]
         self._configuration = Configuration(
             bus=bus,
@@ -178,3 +180,10 @@ def run_child() -> int:
         say(f"{type(error).__name__} {error}".replace("\n", " "))
         return 1
     return 0
+
+
+def _check_each(what: str, given: object, kinds: tuple[type, ...], example: str) -> None:
+    # A str is a sequence of str, and one thing is easily given where a list is wanted.
+    ones = given if isinstance(given, Sequence) and not isinstance(given, str) else [None]
+    if not all(isinstance(one, kinds) for one in ones):
+        raise SupervisorError(f"{what} is a list, for instance {example}, {what}={given!r}")

@@ -1,0 +1,165 @@
+"""What users get wrong: each mistake is an error at once, with the values and the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import aembus
+from tests.support.running import until
+
+Wrong = Callable[[aembus.Bus], object]
+
+
+@pytest.fixture
+def bus_options() -> dict[str, Any]:
+    """See tests/conftest.py."""
+    return {"services": ["timer", "exit"]}
+
+
+def handler(event: aembus.Event, *data: object) -> None:
+    """Nothing: what is registered where it does not matter what."""
+
+
+RESULT: Any = None  # of a function that was called where it was to be named
+NUMBER: Any = 5
+FLOAT: Any = 1.5
+
+WRONG: list[tuple[str, Wrong, type[Exception], str]] = [
+    ("number for a point", lambda bus: bus.point(NUMBER), TypeError, "point=5"),
+    ("point without a name", lambda bus: bus.register("", handler), TypeError, "point=''"),
+    ("@bus.on without a point", lambda bus: bus.on(RESULT), TypeError, "point=None"),
+    (
+        "result for a handler",
+        lambda bus: bus.register("p", RESULT),
+        aembus.RegistrationError,
+        "point='p', handler=None",
+    ),
+    ("number for a tap", lambda bus: bus.tap("p", NUMBER), aembus.RegistrationError, "handler=5"),
+    ("key of another type", lambda bus: bus.activate("p", key=FLOAT), TypeError, "key=1.5"),
+    ("no name for a bus", lambda bus: aembus.connect(RESULT), aembus.OpenError, "name=None"),
+    ("timer of a result", lambda bus: bus.service("timer").after(1, RESULT), TypeError, "uncalled"),
+    ("timer of a number", lambda bus: bus.service("timer").every(1, 5), TypeError, "got=5"),
+    ("watch of a result", lambda bus: bus.service("exit").watch(1, None), TypeError, "got=None"),
+]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "says"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG]
+)
+def test_what_cannot_be_meant_is_refused(
+    bus: str, wrong: Wrong, kind: type[Exception], says: str
+) -> None:
+    """The mistake is an error where it is made, which shows what was given."""
+    with aembus.connect(bus) as member, pytest.raises(kind) as caught:
+        wrong(member)
+    assert says in str(caught.value)
+
+
+def test_a_handler_without_the_event_is_told_what_came(bus: str) -> None:
+    """A handler whose parameters do not fit: its error shows how it was called, and with what."""
+    with aembus.connect(bus) as caller, aembus.connect(bus) as member:
+        member.register("setup", lambda call_id: None)
+        member.run_in_thread()
+        with pytest.raises(aembus.CallFailed) as caught:
+            caller.point("setup").call("c1", timeout=20.0)
+    assert "handler(event, *data), data=['c1']" in caught.value.traceback_text
+
+
+def test_a_type_error_of_the_handlers_own_is_left_as_it_is(bus: str) -> None:
+    """What a handler's own code calls wrongly is not taken for a wrong call of the handler."""
+
+    def setup(event: aembus.Event) -> None:
+        handler()  # type: ignore[call-arg]
+
+    with aembus.connect(bus) as caller, aembus.connect(bus) as member:
+        member.register("setup", setup)
+        member.run_in_thread()
+        with pytest.raises(aembus.CallFailed) as caught:
+            caller.point("setup").call(timeout=20.0)
+    assert caught.value.error_type == "TypeError"
+    assert "called as" not in caught.value.traceback_text
+
+
+@pytest.mark.parametrize("deliver", [aembus.Bus.poll, aembus.Bus.run, aembus.Bus.run_in_thread])
+def test_a_handler_cannot_deliver(bus: str, deliver: Callable[[aembus.Bus], object]) -> None:
+    """A handler that polls or runs its own bus gets an error and does not wait for itself."""
+    with aembus.connect(bus) as member:
+        said = []
+
+        def polls(event: aembus.Event) -> None:
+            with pytest.raises(aembus.AembusError) as caught:
+                deliver(member)
+            said.append(str(caught.value))
+
+        member.register("p", polls)
+        member.activate("p")
+        member.poll(20.0)
+    assert said == [
+        "a handler cannot run or poll its own bus; return, and the next job is delivered"
+    ]
+
+
+@pytest.mark.parametrize("deliver", [aembus.Bus.poll, aembus.Bus.run])
+def test_a_bus_that_a_thread_runs_is_run_by_nobody_else(
+    bus: str, deliver: Callable[[aembus.Bus], object]
+) -> None:
+    """Who polls or runs a bus that another thread runs gets an error, and does not wait for it."""
+    with aembus.connect(bus) as member:
+        seen = []
+        member.register("p", lambda event: seen.append(1))
+        member.run_in_thread()
+        member.activate("p")
+        until("the thread runs", lambda: bool(seen))
+        with pytest.raises(aembus.AembusError, match="thread='aembus-run'"):
+            deliver(member)
+
+
+def test_points_are_registered_at_by_name_or_as_they_are(bus: str) -> None:
+    """`register` and `on` take an activation point as well as its name."""
+    with aembus.connect(bus) as member:
+        point = member.point("p")
+        event = member.register(point, handler)
+        assert event.point == "p"
+        assert member.on(point, name="decorated")(handler) is handler
+        assert point.activate() == 2
+
+
+def test_a_closed_bus_is_not_asked(bus: str) -> None:
+    """A closed bus object says that it is closed, also when asked for its statistics."""
+    with aembus.connect(bus) as member:
+        pass
+    with pytest.raises(aembus.BusClosed):
+        member.statistics()
+    with pytest.raises(aembus.BusClosed), member:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: aembus.WorkerSpec("w", NUMBER), "entry_point=5"),
+        (lambda: aembus.Supervisor("b", services="timer"), "services='timer'"),
+        (lambda: aembus.Supervisor("b", workers=NUMBER), "workers=5"),
+        (lambda: aembus.Supervisor("b", workers=[NUMBER]), "workers=[5]"),
+    ],
+    ids=["no entry point", "one service", "no list of workers", "a worker that is none"],
+)
+def test_what_a_supervisor_is_given_is_checked(make: Callable[[], object], says: str) -> None:
+    """Whoever makes a supervisor of the wrong things is told which, and how they are written."""
+    with pytest.raises(aembus.SupervisorError) as caught:
+        make()
+    assert says in str(caught.value)
+
+
+async def application(bus: aembus.Bus) -> None:
+    """An entry point that nobody would await."""
+
+
+def test_an_entry_point_that_nobody_awaits_is_refused(bus_name: str) -> None:
+    """An ``async def`` as entry point ends the start, with what to write in its place."""
+    worker = aembus.WorkerSpec("w", f"{__name__}:application")
+    with pytest.raises(aembus.SupervisorError, match="an entry point is a plain function"):
+        aembus.Supervisor(bus_name, workers=[worker]).__enter__()
