@@ -81,7 +81,14 @@ class Rolling:
             raise ControlError(
                 f"a time-out is above 0 and at most {TIMEOUT_S_MAX:g} s, timeout_s={timeout_s:g}"
             )
-        worker, member = self._find(name)
+        worker, member = self._standstill.find(name)
+        if self._closed:
+            raise ControlError(f"the bus stops, worker={name!r}")
+        with self._standstill.changing(name, "rolled"):
+            return await self._roll(worker, member, timeout_s)
+
+    async def _roll(self, worker: Worker, member: Member, timeout_s: float) -> dict[str, Any]:
+        name = worker.name
         begun = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
@@ -114,13 +121,6 @@ class Rolling:
             "took_s": round(now - begun, 3),
             "stood_s": round(now - stood, 3),
         }
-
-    def _find(self, name: str) -> tuple[Worker, Member]:
-        worker, member = self._standstill.find(name)
-        if self._closed or name in self._rolls:
-            why = "the bus stops" if self._closed else "it is being rolled already"
-            raise ControlError(f"{why}, worker={name!r}")
-        return worker, member
 
     async def _wait(
         self, roll: _Roll, wanted: asyncio.Future[Any], timeout_s: float, what: str

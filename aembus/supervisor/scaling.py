@@ -72,7 +72,7 @@ class Scaling:
                     await self._add(kind, timeout_s)
                 while len(self._workers.of_kind(kind)) > count:
                     await self._take_away(self._workers.of_kind(kind)[-1], timeout_s)
-            except AembusError as error:
+            except (AembusError, OSError) as error:
                 now = len(self._workers.of_kind(kind))
                 raise ControlError(f"{error}, before={before}, wanted={count}, now={now}") from None
             names = [worker.name for worker in self._workers.of_kind(kind)]
@@ -91,24 +91,14 @@ class Scaling:
             raise ControlError("the bus stops")
         worker = self._workers.add(kind)
         try:
-            member = self._members.add(KIND_WORKER, worker.name, 0, STATE_STARTING)
-        except AembusError:
+            member = self._add_member(worker.name)
+        except BaseException:
             self._workers.remove(worker)
             raise
         try:
-            self._inboxes.create(member.inbox_id)
-        except AembusError:
-            self._members.remove(member)
-            self._workers.remove(worker)
-            raise
-        await self._publication.publish()
-        up = worker.on_trial = asyncio.get_running_loop().create_future()
-        try:
-            self._workers.spawn(worker)
-            why = await asyncio.wait_for(up, timeout_s)
-        except TimeoutError:
-            why = f"it did not come up in {timeout_s:g} s"
-        except OSError as error:
+            await self._publication.publish()
+            why = await self._try(worker, timeout_s)
+        except (AembusError, OSError) as error:
             why = str(error)
         worker.on_trial = None
         if why:
@@ -116,16 +106,41 @@ class Scaling:
             await self._remove(worker, member)
             raise ControlError(f"worker could not start: {why}, worker={worker.name!r}")
 
+    def _add_member(self, name: str) -> Member:
+        other = self._members.named(name)
+        if other is not None:  # a client's, or a worker's that is still leaving
+            raise ControlError(
+                f"a member has the next worker's name, name={name!r}, kind={other.kind!r}, "
+                f"state={other.state!r}, pid={other.pid}"
+            )
+        member = self._members.add(KIND_WORKER, name, 0, STATE_STARTING)
+        try:
+            self._inboxes.create(member.inbox_id)
+        except BaseException:
+            self._members.remove(member)
+            raise
+        return member
+
+    async def _try(self, worker: Worker, timeout_s: float) -> str:
+        """Return why a worker does not come up; nothing if it does."""
+        up = worker.on_trial = asyncio.get_running_loop().create_future()
+        self._workers.spawn(worker)
+        try:
+            return await asyncio.wait_for(up, timeout_s)
+        except TimeoutError:
+            return f"it did not come up in {timeout_s:g} s"
+
     async def _take_away(self, worker: Worker, timeout_s: float) -> None:
-        if worker.process is None:  # dead, and not started again yet
-            member = self._members.named(worker.name)
-            assert member is not None
-        else:
-            _, member = self._standstill.find(worker.name)
-            await self._standstill.suspend(member, timeout_s)
-            member.connection.member = None
-            member.connection.push({"push": "retire"})
-        await self._remove(worker, member)
+        with self._standstill.changing(worker.name, "taken away"):
+            if worker.process is None:  # dead, and not started again yet
+                member = self._members.named(worker.name)
+                assert member is not None
+            else:
+                _, member = self._standstill.find(worker.name)
+                await self._standstill.suspend(member, timeout_s)
+                member.connection.member = None
+                member.connection.push({"push": "retire"})
+            await self._remove(worker, member)
 
     async def _remove(self, worker: Worker, member: Member) -> None:
         process = worker.process

@@ -7,6 +7,8 @@ may be given to another process (`rolling`), or taken off the bus (`scaling`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 
 from aembus.errors import ControlError
 from aembus.routing import STATE_RUNNING
@@ -25,6 +27,24 @@ class Standstill:
         self._members = members
         self._workers = workers
         self._awaited: dict[str, asyncio.Future[None]] = {}
+        self._changing: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def changing(self, name: str, what: str) -> Iterator[None]:
+        """Keep everybody else from rolling a worker, or taking it away.
+
+        Args:
+            what: is done to it: "rolled", "taken away".
+
+        Raises: ControlError if something is already.
+        """
+        if name in self._changing:
+            raise ControlError(f"it is being {self._changing[name]} already, worker={name!r}")
+        self._changing[name] = what
+        try:
+            yield
+        finally:
+            del self._changing[name]
 
     def find(self, name: str) -> tuple[Worker, Member]:
         """Return a worker that is up, and its member.  Raises ControlError."""

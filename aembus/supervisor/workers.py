@@ -208,7 +208,7 @@ class Workers:
         successor.process.kill()
         successor.process.wait()
         os.close(successor.pidfd)
-        if worker.process is None:  # it has died while it was suspended
+        if successor.admitted and worker.process is None:  # it has died while it was suspended
             self._replace(worker)
 
     def _reap(self, process: subprocess.Popen[bytes], pidfd: int) -> None:
