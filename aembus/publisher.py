@@ -68,6 +68,14 @@ class Publisher:
         lock: Any = gate.lock
         self._lock = lock.acquire, lock.release, lock._is_owned  # the last as Condition asks it
 
+    def drop(self) -> None:
+        """Publish nothing more: the lanes are about to be closed.  Any thread may call this.
+
+        A thread that calls `publish` may wait there, for the lock, until they are.
+        """
+        self._generation = _DROPPED
+        self._words = _NO_WORDS
+
     def publish(self, payload: bytes, key_hash: int) -> int:
         """Return 1 if the job was published and announced; 0: nothing was, use the other way.
 
@@ -115,3 +123,5 @@ class Publisher:
 
 
 _GENERATION_WORD = layout.GENERATION // layout.WORD
+_NO_WORDS = (0,) * (_GENERATION_WORD + 1)
+_DROPPED = -1  # a generation that no registry has

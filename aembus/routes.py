@@ -110,6 +110,7 @@ class Routes:
         with self._gate.alone() as alone:
             if not alone or not self._is_current(route):
                 return
+            _drop(route)
             long_way = route.queue.goes_by_load or route.queue.taps
             groups = [] if long_way else route.queue.groups()
             if groups and CPublisher is not None:
@@ -239,5 +240,7 @@ class Routes:
 
 
 def _drop(way: Route | ShortWay) -> None:
-    way.publisher = None
+    publisher, way.publisher = way.publisher, None
     way.lanes_opened = 0
+    if isinstance(publisher, Publisher):  # the one in C looks whether its lanes are open
+        publisher.drop()
