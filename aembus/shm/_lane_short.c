@@ -17,7 +17,11 @@ typedef struct {
     vectorcallfunc vectorcall;
     PyObject *function;
     State *module;
-    /* Of PlainActivate: where the last caller's type and its route keep what is asked of them. */
+    /* Of PlainActivate: the names of keyword arguments that the function takes, borrowed; or NULL. */
+    PyObject *key;
+    PyObject *timeout;
+    PyObject *ttl;
+    /* And where the last caller's type and its route keep what is asked of them. */
     PyTypeObject *point_type;
     Py_ssize_t route;
     PyTypeObject *route_type;
@@ -63,22 +67,21 @@ static int hash_key(PyObject *key, long long *hashed)
     return 0;
 }
 
-/* --- activate(self, *data, key=None, timeout=1.0, ttl=None) -----------------------------------*/
+/* --- activate(self, *data, key=None, timeout=1.0, ttl=None), or with fewer of these -----------*/
 
 /* Read the keyword arguments: 1, or 0 if they are not plain.
  *
  * A `timeout` matters only to the function, when there is no room.
  */
-static int read_keywords(State *names, PyObject *const *values, PyObject *keywords,
+static int read_keywords(Short *self, PyObject *const *values, PyObject *keywords,
                          long long *hashed)
 {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(keywords); i++) {
         PyObject *keyword = PyTuple_GET_ITEM(keywords, i); /* interned, as the names are */
-        if (keyword == names->str_key) {
+        if (keyword == self->key) {
             if (values[i] != Py_None && !hash_key(values[i], hashed))
                 return 0;
-        } else if (keyword != names->str_timeout &&
-                   !(keyword == names->str_ttl && values[i] == Py_None)) {
+        } else if (keyword != self->timeout && !(keyword == self->ttl && values[i] == Py_None)) {
             return 0;
         }
     }
@@ -115,7 +118,7 @@ static Py_ssize_t activate(Short *self, PyObject *const *args, Py_ssize_t count,
     char buffer[ENCODED_BYTES_MAX];
     long long hashed = IN_TURN;
     if (count < 1 ||
-        (keywords != NULL && !read_keywords(self->module, args + count, keywords, &hashed)))
+        (keywords != NULL && !read_keywords(self, args + count, keywords, &hashed)))
         return 0;
     Publisher *publisher = find_publisher(self, args[0]);
     if (publisher == NULL)
@@ -177,9 +180,28 @@ static PyObject *short_new(PyTypeObject *type, PyObject *args, vectorcallfunc ve
     return (PyObject *)self;
 }
 
+/* `name` if it is among the function's keyword arguments that need not be given, else NULL. */
+static PyObject *find_keyword(PyObject *defaults, PyObject *name)
+{
+    return PyDict_Check(defaults) && PyDict_GetItemWithError(defaults, name) != NULL ? name : NULL;
+}
+
 static PyObject *activate_new(PyTypeObject *type, PyObject *args, PyObject *unused)
 {
-    return short_new(type, args, (vectorcallfunc)(void (*)(void))activate_vectorcall);
+    PyObject *made =
+        short_new(type, args, (vectorcallfunc)(void (*)(void))activate_vectorcall);
+    if (made == NULL)
+        return NULL;
+    Short *self = (Short *)made;
+    PyObject *defaults = PyObject_GetAttrString(self->function, "__kwdefaults__");
+    if (defaults != NULL) {
+        self->key = find_keyword(defaults, self->module->str_key);
+        self->timeout = find_keyword(defaults, self->module->str_timeout);
+        self->ttl = find_keyword(defaults, self->module->str_ttl);
+        Py_DECREF(defaults);
+    }
+    PyErr_Clear(); /* it is no function of Python's: no keyword is plain */
+    return made;
 }
 
 static PyObject *decode_new(PyTypeObject *type, PyObject *args, PyObject *unused)

@@ -68,6 +68,11 @@ class Scene:
         """Say that it was left to Python."""
         return LEFT
 
+    @lane_c.PlainActivate  # type: ignore[untyped-decorator]
+    def tell(self, *data: Any, key: Any = None) -> object:
+        """Take fewer options."""
+        return LEFT
+
     def take(self) -> Any:
         record = self.consumer.take()
         if record is not None:
@@ -155,6 +160,17 @@ def test_a_wrong_keyword_is_told_by_the_function() -> None:
         Scene().activate(1, other=2)
     with pytest.raises(TypeError):
         Scene.activate()
+
+
+def test_a_keyword_that_the_function_has_not_is_told_by_it() -> None:
+    """Also one that other functions have, and whatever its value."""
+    scene = Scene()
+    assert scene.tell(1, key="k") == 1
+    assert scene.take().key_hash == codec.key_hash("k")
+    for options in ({"timeout": 1.0}, {"ttl": None}, {"key": "k", "ttl": None}):
+        with pytest.raises(TypeError, match=r"unexpected keyword argument '(timeout|ttl)'"):
+            scene.tell(1, **options)
+    assert scene.take() is None
 
 
 def test_a_function_stays_recognizable() -> None:
