@@ -27,6 +27,7 @@ from aembus.shm.inbox import Inbox
 from aembus.shm.lanes import Record
 
 NS: Final = 1_000_000_000
+DEADLINE_S_MAX: Final = 1e10  # on CLOCK_MONOTONIC, three centuries; what is later is never
 WAKE_UP_NS: Final = int(WAKE_UP_S * NS)
 
 NOBODY_WAITS: Final[tuple[Chain, bool]] = ((), False)
@@ -174,7 +175,7 @@ class Calls:
                 outcome = publisher.call(
                     arguments,
                     key_hash,
-                    int(deadline * NS),
+                    _nanoseconds(deadline),
                     reply_id,
                     waiting,
                     lanes,
@@ -369,7 +370,7 @@ class Calls:
             key_hash,
             kind=layout.KIND_CALL,
             flags=layout.FLAG_WANTS_REPLY | flags,
-            deadline_ns=int(deadline * NS),
+            deadline_ns=_nanoseconds(deadline),
             reply_id=waiting.reply_id,
         )
 
@@ -420,6 +421,13 @@ class Calls:
         waiting.answer = record.flags, record.payload
         if waiting.arrived is not None:
             waiting.arrived()
+
+
+def _nanoseconds(deadline: float) -> int:
+    # What a record's header has room for: callers may wait for ever, or not at all.
+    if not 0.0 <= deadline <= DEADLINE_S_MAX:
+        deadline = min(max(deadline, 0.0), DEADLINE_S_MAX)
+    return int(deadline * NS)
 
 
 def answer_of(member: str, waiting: Waiting, error: AembusError | None, timed_out: str) -> Answer:

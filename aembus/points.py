@@ -126,7 +126,7 @@ class ActivationPoint:
         Args:
             data: what the handler gets as arguments, after the event; must fit msgpack.
             key: picks the member of the group, as for `activate`.
-            timeout: seconds to wait, for room in the inbox and for the answer.
+            timeout: seconds to wait, for room in the inbox and for the answer; math.inf: for ever.
             redeliver: if the callee dies with the call in hand, wait for what its replacement
                 answers, which gets it again unless its event has redeliver=False.  Else the call
                 fails then and is a dead letter: what it did so far is not known.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import pickle
 import signal
@@ -17,6 +19,7 @@ from aembus.looking import Looking
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.testing import InProcessBus
 from tests.support.calling import LONG_S, THIS, callee, failure, start
+from tests.support.lanes import both_lanes
 from tests.support.running import adds_up, statistics, until, workers
 
 
@@ -38,6 +41,30 @@ def test_the_result_comes_back(bus: str) -> None:
         totals = statistics(bus)["totals"]
         assert adds_up(totals)
         assert totals["dead_lettered"] == totals["queued"] == 0
+
+
+@both_lanes
+@pytest.mark.parametrize("timeout", [math.inf, 1e30])
+def test_a_caller_may_wait_for_ever(bus: str, timeout: float) -> None:
+    """By each of the ways to call, for the first call and for later ones."""
+    with aembus.connect(bus) as callee, aembus.connect(bus) as caller:
+        callee.register("p", lambda event, number: number)
+        callee.run_in_thread()
+        point = caller.point("p")
+        assert [point.call(number, timeout=timeout) for number in range(3)] == [0, 1, 2]
+        assert [answer.value for answer in point.call_all(3, timeout=timeout)] == [3]
+        assert asyncio.run(point.call_async(4, timeout=timeout)) == 4
+
+
+@both_lanes
+def test_a_caller_may_have_waited_for_ever(bus: str) -> None:
+    """A time-out that was over before the machine started is one that is over."""
+    with aembus.connect(bus) as callee, aembus.connect(bus) as caller:
+        callee.register("p", lambda event: None)
+        for _ in range(3):
+            with pytest.raises(aembus.CallTimeout):
+                caller.point("p").call(timeout=-1e12)
+        assert callee.poll() == 3
 
 
 def test_jobs_and_calls_keep_their_order() -> None:
