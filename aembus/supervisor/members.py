@@ -187,7 +187,8 @@ class Members:
         return ids
 
     def _check_policies(self, member: Member, wanted: list[Registration]) -> None:
-        # One pass for all that is wanted: there may be thousands of events.
+        # One pass for all that is wanted: there may be thousands of events.  What a member had
+        # before may change: else new code with another policy could not be rolled in.
         policies: dict[tuple[str, str], tuple[str, str]] = {}
 
         def check(name: str, event: Registration) -> None:
@@ -205,6 +206,7 @@ class Members:
 
         for event in wanted:
             check(member.name, event)
+        joined = {(e.point, e.group) for e in wanted if (member.name, e) not in self._stable_ids}
         for other in self._by_slot.values():
             if not other.listed:
                 continue
@@ -212,7 +214,7 @@ class Members:
             if other is not member or member.state == STATE_RUNNING:  # else its last process's
                 known += [*other.events.values(), *other.stopped.values()]
             for event in known:
-                if (event.point, event.group) in policies:
+                if (event.point, event.group) in joined:
                     check(other.name, event)
 
     def publish(self, member: Member, stopped: list[int]) -> None:

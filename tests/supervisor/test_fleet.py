@@ -33,6 +33,26 @@ def test_rolled_under_load(bus_name: str, tmp_path: Path, monkeypatch: pytest.Mo
         assert adds_up(statistics(bus_name)["totals"])
 
 
+def test_another_policy_is_rolled_in(
+    bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New processes change their group's policy one by one; who joins it has to agree with them."""
+    join = "bus.register('p', lambda event: None, name='e', group='g', policy={!r})"
+    before: aembus.Policy = "least_loaded"
+    policies: list[aembus.Policy] = ["round_robin", "least_loaded", "round_robin"]
+    with fleet(bus_name, tmp_path, monkeypatch, count=2) as it:
+        for policy in policies:
+            it.code(at_start=join.format(policy))
+            for name in ("w-1", "w-2"):
+                it.roll(name)
+                assert it.client.activate("p") == 1
+            with pytest.raises(aembus.RegistrationError, match="one policy"):
+                it.client.register("p", print, group="g", policy=before)
+            before = policy
+        until("all are done", lambda: not statistics(bus_name)["totals"]["queued"])
+        assert adds_up(statistics(bus_name)["totals"])
+
+
 @pytest.mark.parametrize(
     ("at_import", "at_start", "says"),
     [
