@@ -124,7 +124,7 @@ class Answers:
                 log.error("slot %d does not take its answers; one is dropped", slot)
         except JobTooLarge:
             raise
-        except AembusError as error:
+        except (AembusError, OSError) as error:  # OSError: no descriptor, or no memory
             log.error("slot %d does not get its answer: %s", slot, error)
 
 

@@ -103,6 +103,12 @@ class RegistryWriter:
         self.name = name
         self._half_bytes = half_bytes
         self.generation = 0
+        self.document_bytes = 0  # of the current generation
+
+    @property
+    def room(self) -> int:
+        """How long a document may be, in bytes."""
+        return self._half_bytes - layout.REGISTRY_HALF_HEADER
 
     def publish(self, document: dict[str, Any]) -> int:
         """Publish `document` as the next generation and return its number.
@@ -110,12 +116,8 @@ class RegistryWriter:
         Raises OutOfSharedMemory if it is too long; the current generation stays then.
         """
         packed = msgpack.packb(document)
-        room = self._half_bytes - layout.REGISTRY_HALF_HEADER
-        if len(packed) > room:
-            raise OutOfSharedMemory(
-                "the registry is full: register fewer events, or give the supervisor a larger "
-                f"registry_bytes, need={len(packed)}, room={room}"
-            )
+        if len(packed) > self.room:
+            raise registry_full(len(packed), self.room)
         generation = self.generation + 1
         begin = layout.REGISTRY_HALVES + (generation & 1) * self._half_bytes
         words = self._segment.words
@@ -124,7 +126,7 @@ class RegistryWriter:
         begin += layout.REGISTRY_HALF_HEADER
         self._segment.memory[begin : begin + len(packed)] = packed
         words[_GENERATION_WORD] = generation  # SYNC POINT: publishes the document
-        self.generation = generation
+        self.generation, self.document_bytes = generation, len(packed)
         if generation == 1:
             self._segment.publish()
         return generation
@@ -137,6 +139,14 @@ class RegistryWriter:
         """Unmap the registry and remove its name."""
         self._segment.close()
         self._segment.unlink()
+
+
+def registry_full(need_bytes: int, room_bytes: int) -> OutOfSharedMemory:
+    """Return the error that says that a document does not fit."""
+    return OutOfSharedMemory(
+        "the registry is full: register fewer events, or give the supervisor a larger "
+        f"registry_bytes, need={need_bytes}, room={room_bytes}"
+    )
 
 
 def break_registry(name: str) -> None:

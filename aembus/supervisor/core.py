@@ -283,10 +283,10 @@ class SupervisorProcess:
 
     # --- what happens ---------------------------------------------------------------------------
 
-    def _document(self) -> dict[str, Any]:
+    def _document(self, announced: bool) -> dict[str, Any]:
         versions = self._services.versions() if self._services is not None else []
         documents = [version.to_document() for version in versions]
-        return self._members.document(self._bus, self._nonce, documents)
+        return self._members.document(self._bus, self._nonce, documents, announced=announced)
 
     def _on_published(self) -> None:
         self._spawn_host.reconcile()
@@ -325,20 +325,25 @@ class SupervisorProcess:
         if member.connection is not None:
             member.connection.member = None
             member.connection = None
+        degraded = isinstance(decision, Restart) and decision.degraded
+        member.state = STATE_DEGRADED if degraded else STATE_STARTING
+        try:
+            self._see_to_death(member, degraded)
+        except Exception:
+            log.exception("not all was seen to that worker %s has left", worker.name)
+        if isinstance(decision, GiveUp) and not self._stop_event.is_set():
+            self._fail(worker, decision)
+
+    def _see_to_death(self, member: Member, degraded: bool) -> None:
         self._inboxes.ring_all()
         if self._spawn_host.is_member(member):
             self._spawn_host.on_death()
         assert self._services is not None
         self._services.on_member_gone(member.slot, member.incarnation)
-        degraded = isinstance(decision, Restart) and decision.degraded
         self._requests.on_death(member, queued=degraded)
-        member.state = STATE_DEGRADED if degraded else STATE_STARTING
         self._publication.check_passed()
-        if self._stop_event.is_set():
-            return
-        self._publication.publish_now()
-        if isinstance(decision, GiveUp):
-            self._fail(worker, decision)
+        if not self._stop_event.is_set():
+            self._publication.publish_now()
 
     def _fail(self, worker: Worker, decision: GiveUp) -> None:
         process = worker.process
@@ -449,7 +454,7 @@ class SupervisorProcess:
         await self._publication.end(END_S)
         for member in self._members:
             if member.kind != KIND_SUPERVISOR:
-                self._keep_the_rest(member)
+                self._departures.empty_into_dead_letters(member, "the bus was stopped")
         summary = self._summarise()
         self._inboxes.ring_all()
         if started:
@@ -469,12 +474,6 @@ class SupervisorProcess:
             if not queued and hosting.idle() and self._hosts.idle():
                 return
             await asyncio.sleep(0.005)
-
-    def _keep_the_rest(self, member: Member) -> None:
-        try:
-            self._departures.empty_into_dead_letters(member, "the bus was stopped")
-        except OSError as error:
-            log.error("dead letters cannot be kept, member=%s: %s", member.name, error)
 
     def _summarise(self) -> Summary:
         totals = self._inboxes.all_totals()

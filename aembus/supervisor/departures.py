@@ -2,7 +2,7 @@
 
 1. The registry is published without it.
 2. Every live member has passed that generation: nobody writes into its inbox any more.
-3. What is left in the inbox goes to its group, or to the dead letters.
+3. What is left in the inbox goes to its group, or to the dead letters; it stays while it cannot.
 4. The inbox is removed and the slot is free.
 
 The same steps serve a member that leaves and one that died and is not replaced.
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aembus import callchain
+from aembus.errors import AembusError
 from aembus.hosting.hosting import Hosting
 from aembus.hosting.outgoing import Parked
 from aembus.routing import Target
@@ -31,6 +32,7 @@ from aembus.supervisor.publication import Publication
 
 log = logging.getLogger("aembus")
 
+AGAIN_S: Final = 1.0  # after a job in the inbox of who leaves could not be kept
 WENT_BEFORE_RETRY: Final = "its handler raised, and its member went before the next attempt"
 
 
@@ -84,6 +86,20 @@ class Departures:
         self.on_process_gone(member.slot, member.incarnation)
 
     async def _retire(self, member: Member) -> None:
+        told = ""
+        while True:
+            try:
+                await self._empty(member)
+                break
+            except (AembusError, OSError) as error:  # a full disk, no descriptor: it may pass
+                if str(error) != told:
+                    told = str(error)
+                    log.error("member %s cannot leave yet, tried again: %s", member.name, told)
+            await asyncio.sleep(AGAIN_S)
+        self._inboxes.remove(member.inbox_id)
+        self._members.remove(member)
+
+    async def _empty(self, member: Member) -> None:
         self.forget_process(member)
         self.callers.on_death(member, queued=False)
         generation = await self._publication.publish()
@@ -94,15 +110,24 @@ class Departures:
             member.inbox_id,
             lambda lane_class, producer, record: self.dispose(member, lane_class, record),
         )
-        self._inboxes.remove(member.inbox_id)
-        self._members.remove(member)
 
     def empty_into_dead_letters(self, member: Member, reason: str) -> None:
-        """Make dead letters of what is left in an inbox (at the end of the bus)."""
-        self._inboxes.empty(
-            member.inbox_id,
-            lambda lane_class, producer, record: self._keep(member, lane_class, record, reason),
-        )
+        """Make dead letters of what is left in an inbox, at the end of the bus.
+
+        What cannot be kept is lost then, and logged.
+        """
+        lost: list[OSError] = []
+
+        def keep(lane_class: int, producer: int, record: Record) -> bool:
+            try:
+                return self._keep(member, lane_class, record, reason)
+            except OSError as error:
+                lost.append(error)
+                return False
+
+        self._inboxes.empty(member.inbox_id, keep)
+        if lost:
+            log.error("jobs are lost, member=%s, jobs=%d: %s", member.name, len(lost), lost[-1])
 
     def dispose(self, member: Member, lane_class: int, record: Record) -> bool:
         """Give a job of a member that has gone to its group; True if somebody was there."""
@@ -194,24 +219,26 @@ class Departures:
         payload: bytes,
         reason: str,
     ) -> None:
-        """Make a dead letter of a job that a service host could not send to anybody."""
+        """Make a dead letter of a job that a service could not send; nobody else has it."""
         event = self._members.registration(event_id)
-        self._dead_letters.append(
-            {
-                "identity": [self._nonce, "parked", next(self._parked_numbers), 0, 0],
-                "member": member,
-                "point": point or (event.point if event else None),
-                "event": event.name if event else None,
-                "group": event.group if event else None,
-                "attempts": 0,
-                "failures": 0,
-                "activated_ns": 0,
-                "key_hash": max(key_hash, 0),
-                "reason": reason,
-                "detail": "",
-                "payload": payload,
-            }
-        )
+        letter = {
+            "identity": [self._nonce, "parked", next(self._parked_numbers), 0, 0],
+            "member": member,
+            "point": point or (event.point if event else None),
+            "event": event.name if event else None,
+            "group": event.group if event else None,
+            "attempts": 0,
+            "failures": 0,
+            "activated_ns": 0,
+            "key_hash": max(key_hash, 0),
+            "reason": reason,
+            "detail": "",
+            "payload": payload,
+        }
+        try:
+            self._dead_letters.append(letter)
+        except OSError as error:  # who has sent it goes on
+            log.error("a job of a service is lost: %s, point=%r", error, letter["point"])
 
     async def settle(self, timeout_s: float) -> None:
         """Wait for departures that are under way, for a bounded time."""

@@ -26,6 +26,8 @@ KIND_HOST: Final = "host"
 KIND_SPAWN: Final = "spawn"
 SUPERVISED: Final = (KIND_WORKER, KIND_SPAWN)  # whose processes the supervisor starts and replaces
 
+REGISTRATION_BYTES: Final = 96  # in the registry's document at most, beside point and group
+MEMBER_BYTES: Final = 64  # about what a member takes there
 STATE_STARTING: Final = "starting"  # its process is coming up, or about to
 STATE_AWAITED: Final = "awaited"  # its process is gone; its place is kept for the next of its name
 STATE_LEAVING: Final = "leaving"  # no longer in the registry; its inbox is being emptied
@@ -43,6 +45,11 @@ class Registration:
     group: str | None
     options: RoutingOptions = field(compare=False)
     spawn: list[Any] | None = field(default=None, compare=False)
+
+    @property
+    def document_bytes_max(self) -> int:
+        """How much longer it can make the registry's document."""
+        return len(self.point.encode()) + len((self.group or "").encode()) + REGISTRATION_BYTES
 
 
 @dataclass(slots=True)
@@ -217,6 +224,11 @@ class Members:
                 if (event.point, event.group) in joined:
                     check(other.name, event)
 
+    def take_back(self, member: Member, ids: list[int]) -> None:
+        """Forget what was registered and is not to be published."""
+        for event_id in ids:
+            member.pending.pop(event_id, None)
+
     def publish(self, member: Member, stopped: list[int]) -> None:
         """Add the member's pending events to those published, or to its stopped ones."""
         member.events |= member.pending
@@ -264,12 +276,38 @@ class Members:
             )
         return index
 
-    def document(self, bus: str, nonce: str, services: list[list[Any]]) -> dict[str, Any]:
-        """Return the registry's document, as `aembus.routing.Routing` reads it."""
+    @property
+    def announced_bytes(self) -> int:
+        """How much longer the document can get by what is registered and not on a wait queue."""
+        return sum(
+            event.document_bytes_max
+            for member in self._by_slot.values()
+            for events in (member.pending, member.stopped)
+            for event in events.values()
+        )
+
+    @property
+    def coming_bytes(self) -> int:
+        """How much longer members that come can make the document."""
+        return MEMBER_BYTES * self._slots
+
+    def document(
+        self, bus: str, nonce: str, services: list[list[Any]], *, announced: bool = False
+    ) -> dict[str, Any]:
+        """Return the registry's document, as `aembus.routing.Routing` reads it.
+
+        Args:
+            announced: as it will be when what is registered is published, and nothing is stopped.
+        """
         listed = [m for m in self._by_slot.values() if m.listed]
         points: dict[str, list[list[Any]]] = {}
         for member in listed:
-            for event_id, event in member.events.items():
+            events = member.events
+            if announced and member.pending and member.state != STATE_RUNNING:
+                events = member.pending  # all that it will have
+            elif announced:
+                events = member.events | member.stopped | member.pending
+            for event_id, event in events.items():
                 slot = self.slot_of(event, member)
                 registration = [event_id, slot, event.options.to_document()]
                 points.setdefault(event.point, []).append(registration)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from aembus.errors import ControlError
+from aembus.errors import ControlError, OutOfSharedMemory
 from aembus.routing import STATE_RUNNING
 from aembus.supervisor.control import Connection, Operation
 from aembus.supervisor.departures import Departures
@@ -164,6 +164,11 @@ class Operations:
         """Give out ids for events; they are not published yet, but the spawn host has its own."""
         member = member_of(connection)
         ids = self._members.register(member, request["events"])
+        try:
+            self._publication.check_room()
+        except OutOfSharedMemory:
+            self._members.take_back(member, ids)
+            raise
         await self._spawn_host.adopt(member, ids)
         return {"ids": ids}
 

@@ -12,13 +12,16 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgpack
+
 from aembus.shm import layout
-from aembus.shm.registry import RegistryWriter
+from aembus.shm.registry import RegistryWriter, registry_full
 from aembus.supervisor.members import Member, Members
 
 PAUSE_S: Final = 0.001
 PAUSE_S_A_MEMBER: Final = 0.0004
 SETTLE_S_MAX: Final = 1.0
+ROOM_FOR_MEMBERS: Final = 8  # at most one part in so many of the registry is kept for them
 
 
 class Publication:
@@ -27,7 +30,8 @@ class Publication:
     Args:
         writer: where to publish.
         members: whose acknowledgements count.
-        document: returns the document as it should be now.
+        document: returns the document as it should be now; with True, as it will be when all that
+            was registered is published.
         on_published: called after each new generation.
     """
 
@@ -35,7 +39,7 @@ class Publication:
         self,
         writer: RegistryWriter,
         members: Members,
-        document: Callable[[], dict[str, Any]],
+        document: Callable[[bool], dict[str, Any]],
         on_published: Callable[[], None],
     ) -> None:
         self._writer = writer
@@ -52,6 +56,18 @@ class Publication:
     def generation(self) -> int:
         """The generation that is current."""
         return self._writer.generation
+
+    def check_room(self) -> None:
+        """Raise OutOfSharedMemory if what was registered would not fit the registry.
+
+        Room is left for members: none is to be refused, and none left out, for others' events.
+        """
+        room = self._writer.room
+        room -= min(self._members.coming_bytes, room // ROOM_FOR_MEMBERS)
+        if self._writer.document_bytes + self._members.announced_bytes > room:
+            need = len(msgpack.packb(self._document(True)))
+            if need > room:
+                raise registry_full(need, room)
 
     async def publish(self) -> int:
         """Publish what changed, together with others' changes; return the generation that has it.
@@ -73,7 +89,7 @@ class Publication:
             self._scheduled.cancel()
             self._scheduled = None
         try:
-            generation = self._writer.publish(self._document())
+            generation = self._writer.publish(self._document(False))
         except Exception as error:
             for future in waiting:
                 if not future.done():

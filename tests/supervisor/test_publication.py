@@ -90,7 +90,7 @@ def run(bus_name: str, scene: Callable[[Publication, Members], Coroutine[Any, An
     writer = RegistryWriter(names.shared_name(bus_name, NONCE, registry.ROLE))
     try:
         publication = Publication(
-            writer, members, lambda: members.document(bus_name, NONCE, []), lambda: None
+            writer, members, lambda _: members.document(bus_name, NONCE, []), lambda: None
         )
         asyncio.run(scene(publication, members))
     finally:

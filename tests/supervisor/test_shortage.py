@@ -1,0 +1,173 @@
+"""What is short of room, descriptors or disk harms no more than it must, and no longer."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import aembus
+from aembus.control import ControlClient
+from aembus.supervisor.dead_letters import DeadLetters
+from tests.crash.scene_view import descriptors
+from tests.support.running import adds_up, statistics, until, workers
+
+REGISTRY_BYTES = 8192
+
+
+def serve(bus: aembus.Bus) -> None:
+    """Entry point: one handler that answers, and one that never does."""
+    bus.register("work", lambda event: 1, name="work", group="g")
+
+    @bus.on("hang")
+    def hang(event: aembus.Event) -> None:
+        while True:
+            time.sleep(60)
+
+
+@pytest.fixture
+def bus(bus_name: str, tmp_path: Path) -> Iterator[str]:
+    """A bus with one worker and a small registry, and no place for dead letters yet; its name."""
+    spec = aembus.WorkerSpec("w", "tests.supervisor.test_shortage:serve")
+    with aembus.Supervisor(
+        bus_name,
+        workers=[spec],
+        slots=8,
+        lane_bytes=4096,
+        registry_bytes=REGISTRY_BYTES,
+        state_directory=tmp_path / "state",
+    ):
+        yield bus_name
+
+
+def nothing(event: aembus.Event, *data: object) -> None:
+    """Handle a job."""
+
+
+def kill_worker(bus: str) -> None:
+    """Kill the worker, and return when its replacement runs."""
+    before = workers(bus)[0]
+    os.kill(before["pid"], signal.SIGKILL)
+    until(
+        "it is replaced",
+        lambda: (
+            workers(bus)[0]["restarts"] > before["restarts"]
+            and workers(bus)[0]["state"] == "running"
+        ),
+    )
+
+
+def test_an_event_that_does_not_fit_the_registry_harms_its_member_alone(bus: str) -> None:
+    """Whoever asks for too much is told; everybody else may come, go, register and die."""
+    with aembus.connect(bus) as greedy, aembus.connect(bus) as other:
+        with pytest.raises(aembus.OutOfSharedMemory, match="registry_bytes, need="):
+            greedy.register("x" * REGISTRY_BYTES, nothing)
+        greedy.register("greedy", nothing)
+        other.register("other", nothing)
+        kill_worker(bus)
+        assert other.activate("greedy") == other.activate("other") == other.activate("work") == 1
+
+
+def test_a_registry_that_is_full_has_room_for_its_members(bus: str) -> None:
+    """Events are refused before members would be: those come back after a death, and new ones."""
+    with aembus.connect(bus) as greedy:
+        stopped = greedy.register("stopped", nothing)
+        stopped.stop()
+        refused = None
+        while refused is None:
+            try:
+                greedy.register(f"{len(greedy.events):0500}", nothing)
+            except aembus.OutOfSharedMemory as error:
+                refused = error
+        assert len(greedy.events) > 10
+        kill_worker(bus)
+        stopped.start()
+        with aembus.connect(bus) as other:
+            assert other.activate(greedy.events[-1].point) == other.activate("stopped") == 1
+            with pytest.raises(aembus.OutOfSharedMemory):
+                other.register("x" * 500, nothing)
+        greedy.events[-1].close()
+        greedy.register("in its place", nothing)
+
+
+def test_who_departs_waits_until_its_jobs_can_be_kept(bus: str, tmp_path: Path) -> None:
+    """A disk that is full for a while costs no job and no slot."""
+    state = tmp_path / "state"
+    state.touch()  # no directory can be made there
+    with aembus.connect(bus) as client:
+        with aembus.connect(bus, name="gone", keep=0.0) as gone:
+            gone.register("alone", nothing)
+            gone.publish_registrations()
+            for number in range(3):
+                assert client.activate("alone", number) == 1
+        (leaving,) = [m for m in statistics(bus)["members"] if m["name"] == "gone"]
+        assert (leaving["state"], leaving["queued"]) == ("leaving", 3)
+        state.unlink()
+        until(
+            "it has departed",
+            lambda: "gone" not in [m["name"] for m in statistics(bus)["members"]],
+        )
+        assert len(DeadLetters(state).read()) == 3
+        assert adds_up(statistics(bus)["totals"])
+
+
+def test_a_bus_ends_although_its_jobs_cannot_be_kept(
+    bus_name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a word of how many are lost."""
+    state = tmp_path / "state"
+    with (
+        aembus.Supervisor(bus_name, state_directory=state),
+        aembus.connect(bus_name, name="idle") as idle,
+    ):
+        idle.register("idle", nothing)
+        idle.publish_registrations()
+        for number in range(3):
+            assert idle.activate("idle", number) == 1
+        state.touch()  # no directory can be made there
+        control = ControlClient(bus_name)
+        control.request("stop")
+        with pytest.raises(aembus.BusBroken):
+            until("the bus has ended", lambda: idle.activate("nobody") * 0)
+        control.close()
+    assert "member=idle, jobs=3" in capfd.readouterr().err
+
+
+def test_a_worker_is_replaced_although_its_caller_cannot_be_told(bus: str) -> None:
+    """The supervisor has no descriptor left for the caller's inbox when the worker dies."""
+    with aembus.connect(bus) as client:
+        control = ControlClient(bus)
+        supervisor = control.request("statistics")["supervisor"]["pid"]
+
+        def call() -> None:
+            with pytest.raises(aembus.AembusError):
+                client.point("hang").call(timeout=3.0)
+
+        calling = threading.Thread(target=call)
+        calling.start()
+
+        def worker() -> dict[str, Any]:
+            members = control.request("statistics")["members"]
+            (found,) = [m for m in members if m["kind"] == "worker"]
+            return dict(found)
+
+        until("it is in hand", lambda: worker()["queued"])
+        pid = worker()["pid"]
+        limits = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+        used = sum(descriptors(supervisor).values())
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (used - 4, limits[1]))
+        os.kill(pid, signal.SIGKILL)
+        until("its death was seen", lambda: not psutil.pid_exists(pid))
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, limits)
+        until("it is replaced", lambda: worker()["state"] == "running" and worker()["pid"] != pid)
+        assert client.point("work").call(timeout=10.0) == 1
+        calling.join()
+        control.close()
