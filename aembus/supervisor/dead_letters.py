@@ -49,12 +49,19 @@ class DeadLetters:
     def load(self) -> None:
         """Read what the file holds: at the start, when nobody waits for it.
 
-        A file that cannot be read is tried again when a letter is to be kept.
+        A file that cannot be read is tried again when a letter is to be kept.  That, and a place
+        where no file can be made, is said now, when somebody looks.
         """
         try:
             self._loaded()
+            if not letter_file.can_be_written(self.path):
+                raise PermissionError("it cannot be written")
         except OSError as error:
-            log.error("dead letters cannot be read, file=%s: %s", self.path, error)
+            log.error(
+                "dead letters cannot be kept here, so jobs that fail will stay in their inboxes; "
+                "give another directory (state_directory, --state-directory), file=%s: %s",
+                *(self.path, error),
+            )
 
     @property
     def kept(self) -> int:

@@ -108,6 +108,12 @@ def read(path: Path) -> bytes:
         return b""
 
 
+def can_be_written(path: Path) -> bool:
+    """Say whether a file seems to be writable, or can be made with the directories it is in."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return os.access(there, os.W_OK if there.is_file() else os.W_OK | os.X_OK)
+
+
 def contents(data: bytes) -> Contents:
     """Return what these bytes of a file hold."""
     found = Contents()

@@ -184,3 +184,16 @@ def test_a_kill_at_any_time_loses_no_letter(tmp_path: Path) -> None:
         assert not {-n for n in said if n < 0} & set(there)
         assert letters.path.stat().st_size <= 60_000
         number = max([*said, *there]) + 1
+
+
+def test_where_no_letter_can_be_kept_is_said_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A directory that cannot be made is told, with what to do, before a letter is lost for it."""
+    (tmp_path / "file").touch()
+    DeadLetters(tmp_path / "file" / "state").load()
+    assert "give another directory" in caplog.text
+    caplog.clear()
+    DeadLetters(tmp_path / "new" / "state").load()
+    assert not caplog.text
+    assert not (tmp_path / "new").exists()
