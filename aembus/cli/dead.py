@@ -60,7 +60,9 @@ def add(commands: Commands) -> None:
 
 
 def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("ids", nargs="*", metavar="ID", help="a letter's id, or its beginning")
+    parser.add_argument(
+        "ids", nargs="*", default=[], metavar="ID", help="a letter's id, or its beginning"
+    )
     parser.add_argument("--point", metavar="P", help="those of jobs for this activation point")
     parser.add_argument("--reason", metavar="TEXT", help="those whose reason contains this text")
     if name != "list":

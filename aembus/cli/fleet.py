@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from aembus.cli.usage import Commands, add_command, add_json, bus_name
 from aembus.errors import ControlError
 
 STEP_S_DEFAULT: Final = 10.0
+STEP_S_MAX: Final = 25.0  # as the supervisor has it
 STEPS_MAX: Final = 3  # of one roll, each with the time-out
 ANSWER_S: Final = 5.0
 
@@ -41,7 +43,9 @@ def add_upgrade(commands: Commands) -> None:
         _UPGRADE_EXAMPLES,
     )
     parser.add_argument("what", choices=["workers"], help="what to upgrade")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="which ones (default: all)")
+    parser.add_argument(
+        "names", nargs="*", default=[], metavar="NAME", help="which ones (default: all)"
+    )
     _add_common(parser, "for each step: the import, the job in hand, the entry point")
     parser.set_defaults(execute=upgrade)
 
@@ -73,19 +77,33 @@ def _add_common(parser: argparse.ArgumentParser, timeout_of: str) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_step_s,
         default=STEP_S_DEFAULT,
         metavar="S",
-        help=f"seconds {timeout_of} (default: {STEP_S_DEFAULT:g}, at most 25)",
+        help=f"seconds {timeout_of} (default: {STEP_S_DEFAULT:g}, at most {STEP_S_MAX:g})",
     )
     add_json(parser)
 
 
 def _wanted(text: str) -> tuple[str, int]:
     kind, equals, number = text.partition("=")
-    if not kind or not equals or not number.isdecimal():
-        raise argparse.ArgumentTypeError(f"not KIND=COUNT: {text!r}")
+    if not kind or not equals or not number.isdecimal() or int(number) == 0:
+        raise argparse.ArgumentTypeError(
+            f"want KIND=COUNT, for instance workers=4, one at least, got={text!r}"
+        )
     return kind, int(number)
+
+
+def _step_s(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= STEP_S_MAX:
+        raise argparse.ArgumentTypeError(
+            f"want a number of seconds above 0 and at most {STEP_S_MAX:g}, got={text!r}"
+        )
+    return seconds
 
 
 def upgrade(arguments: argparse.Namespace) -> int:
@@ -146,6 +164,9 @@ def scale(arguments: argparse.Namespace) -> int:
             step_s=arguments.timeout,
             timeout_s=(workers + 1) * (arguments.timeout + ANSWER_S),
         )
+    except KeyboardInterrupt:
+        print("interrupted; it stops behind the worker that is at its turn", file=sys.stderr)
+        raise
     finally:
         client.close()
     if arguments.json:

@@ -54,23 +54,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     Wrong usage ends in SystemExit(2), as argparse does it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    code = 0
     try:
         try:
-            return _execute(words)
+            code = _execute(words)
         finally:
             print(end="", flush=True)  # here, so that a broken pipe is seen here
+        return code
     except BrokenPipeError:  # whoever read our output has seen enough
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # for the flush when the interpreter ends
-        os.close(nowhere)
+        _forget_output()
         return 0
+    except OSError as error:  # of that flush: the disk is full
+        _forget_output()
+        if code != EXIT_FAILED:  # else it is said
+            print(f"aembus: error: the output cannot be written: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
 
+def _forget_output() -> None:
+    # Else what is left of it is written when the interpreter ends, and fails again.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def _execute(words: list[str]) -> int:
     words, worker_arguments = _split(words)
-    arguments = build_parser().parse_args(words)
+    whole = build_parser()
+    if words and words[0].partition("=")[0] == "--bus":
+        whole.error("--bus stands behind the command, for instance: aembus stats --bus NAME")
+    arguments = whole.parse_args(words)
     parser: argparse.ArgumentParser = arguments.parser
     execute: Callable[[argparse.Namespace], int] = arguments.execute
     if execute is run.execute:

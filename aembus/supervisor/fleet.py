@@ -63,7 +63,9 @@ class Fleet:
 
     async def scale(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Have another number of workers of a kind."""
-        return await self._scaling.scale(request["kind"], request["count"], request["step_s"])
+        return await self._scaling.scale(
+            request["kind"], request["count"], request["step_s"], lambda: not connection.hung_up
+        )
 
     async def suspended(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Take note that a worker stands still, as it was told to."""

@@ -110,6 +110,11 @@ class Members:
     def __len__(self) -> int:
         return len(self._by_slot)
 
+    @property
+    def free_slots(self) -> int:
+        """How many more members there may be now."""
+        return self._slots - len(self._by_slot)
+
     def get(self, slot: int) -> Member | None:
         """Return the member in `slot`, or None."""
         return self._by_slot.get(slot)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 from typing import Any, Final
 
 from aembus.errors import AembusError, ControlError
@@ -52,25 +53,35 @@ class Scaling:
         self._at_work = asyncio.Lock()
         self._closed = False
 
-    async def scale(self, kind: str, count: int, timeout_s: float) -> dict[str, Any]:
+    async def scale(
+        self, kind: str, count: int, timeout_s: float, wanted: Callable[[], bool]
+    ) -> dict[str, Any]:
         """Have `count` workers of a kind; return how many there were and are, and their names.
 
         Args:
             kind: the name of a WorkerSpec; "workers" where there is only one.
             timeout_s: for each worker to come up, or to finish its job in hand.
+            wanted: says whether who has asked is still there; looked at before each worker.
 
         Raises: ControlError at the first worker that cannot come up or be taken away; the message
-        says how many there are now.
+        says how many there are now.  Also, with nothing done, if there are not so many free slots.
         """
         kind = self._kind(kind)
         if not 1 <= count <= COUNT_MAX:
             raise ControlError(f"a count is 1 to {COUNT_MAX}, count={count}")
         async with self._at_work:
             before = len(self._workers.of_kind(kind))
+            if (more := count - before) > (free := self._members.free_slots):
+                raise ControlError(
+                    "there are not so many free slots; give the supervisor more (slots, --slots), "
+                    f"workers={before}, wanted={count}, more={more}, free slots={free}"
+                )
             try:
                 while len(self._workers.of_kind(kind)) < count:
+                    _check(wanted)
                     await self._add(kind, timeout_s)
                 while len(self._workers.of_kind(kind)) > count:
+                    _check(wanted)
                     await self._take_away(self._workers.of_kind(kind)[-1], timeout_s)
             except (AembusError, OSError) as error:
                 now = len(self._workers.of_kind(kind))
@@ -156,3 +167,8 @@ class Scaling:
         for worker in self._workers:
             if worker.on_trial is not None and not worker.on_trial.done():
                 worker.on_trial.set_result("the bus stops")
+
+
+def _check(wanted: Callable[[], bool]) -> None:
+    if not wanted():
+        raise ControlError("who asked for it has gone")

@@ -80,6 +80,11 @@ def test_the_version_is_said(tmp_path: Path) -> None:
         (["clean", "--bus", "../x"], "name='../x'"),
         (["ls", "--", "x"], "only `aembus run`"),
         (["ls", "--js"], "--js"),
+        (["--bus", "x", "stats"], "aembus stats --bus NAME"),
+        (["upgrade"], "required: what"),
+        (["upgrade", "workers", "--timeout", "26"], "at most 25, got='26'"),
+        (["scale", "workers"], "for instance workers=4"),
+        (["scale", "workers=0"], "got='workers=0'"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(
@@ -199,3 +204,17 @@ def test_a_modules_name_is_made_a_bus_name(module_part: str, name: str) -> None:
     """Whatever can be a module's name."""
     valid: Callable[[str], str] = run._valid_name
     assert valid(module_part) == name
+
+
+@pytest.mark.parametrize("words", [("--help",), ("doctor",), ("ls", "--json")])
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """As with a full disk: exit code 1, and no traceback."""
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [*AEMBUS, *words], cwd=tmp_path, env=environment(tmp_path), stdout=full,
+            stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("aembus: error: ")
+    assert "No space left" in line

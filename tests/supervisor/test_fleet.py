@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -9,6 +10,7 @@ import pytest
 
 import aembus
 from aembus.cli.main import main
+from aembus.control import ControlClient
 from tests.support.fleet import KEYS, STEP_S, Fleet, fleet, flood
 from tests.support.running import adds_up, statistics, until, workers
 
@@ -192,6 +194,35 @@ def test_a_worker_that_cannot_come_up_is_taken_away_again(
         with pytest.raises(aembus.ControlError, match=r"three is too many.*wanted=4, now=2"):
             it.scale(4)
         assert [w["name"] for w in workers(bus_name)] == ["w-1", "w-2"]
+
+
+def test_more_workers_than_free_slots_are_not_begun(
+    bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count that cannot be reached is refused before the first worker is started."""
+    with fleet(bus_name, tmp_path, monkeypatch) as it:
+        with pytest.raises(aembus.ControlError, match=r"wanted=500, more=499, free slots=125"):
+            it.scale(500)
+        assert [w["name"] for w in workers(bus_name)] == ["w-1"]
+
+
+def test_scaling_ends_with_who_has_asked(
+    bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who hangs up, as by Ctrl-C, gets no more workers than were begun; they stay."""
+    with fleet(bus_name, tmp_path, monkeypatch) as it:
+        asker = ControlClient(bus_name)
+
+        def ask() -> None:
+            with contextlib.suppress(aembus.AembusError):
+                asker.request("scale", kind="w", count=60, step_s=STEP_S, timeout_s=60.0)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        until("one has come", lambda: len(workers(bus_name)) > 1)
+        asker.close()
+        thread.join()
+        assert it.scale(1)["before"] < 60  # which waits for the end of the other
 
 
 def test_the_commands(
