@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import socket
 import struct
@@ -34,6 +35,8 @@ from aembus.errors import (
 from aembus.masking import masked
 from aembus.shm import names
 
+log = logging.getLogger("aembus")
+
 PROTOCOL_VERSION: Final = 1
 FRAME_BYTES_MAX: Final = 16 * 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 30.0
@@ -42,8 +45,10 @@ _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 
 def pack_frame(message: dict[str, Any]) -> bytes:
-    """Return `message` as a frame."""
+    """Return `message` as a frame.  Raises ControlError if it is too long for one."""
     body: bytes = msgpack.packb(message)
+    if len(body) > FRAME_BYTES_MAX:
+        raise ControlError(f"frame is too long, length={len(body)}, max={FRAME_BYTES_MAX}")
     return _LENGTH.pack(len(body)) + body
 
 
@@ -54,7 +59,10 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """Return the frames that `data` completes.  Raises ControlError at an oversized one."""
+        """Return the frames that `data` completes.
+
+        Raises ControlError at one that is too long, or is none; nothing behind it makes sense.
+        """
         self._buffer += data
         frames = []
         while len(self._buffer) >= _LENGTH.size:
@@ -64,14 +72,25 @@ class FrameReader:
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            frames.append(msgpack.unpackb(self._buffer[_LENGTH.size : end], strict_map_key=False))
+            frames.append(_unpack(self._buffer[_LENGTH.size : end]))
             del self._buffer[:end]
         return frames
 
 
+def _unpack(body: bytearray) -> dict[str, Any]:
+    try:
+        frame = msgpack.unpackb(body, strict_map_key=False)
+    except Exception as error:  # msgpack's own, and whatever odd keys of a map raise
+        raise ControlError(f"frame is no msgpack, length={len(body)}: {error}") from error
+    if not isinstance(frame, dict):
+        raise ControlError(f"frame is no map, length={len(body)}, type={type(frame).__name__}")
+    return frame
+
+
 def error_to_frame(error: BaseException) -> dict[str, str]:
     """Return an error as it travels: its type's name and its text."""
-    return {"type": type(error).__name__, "text": str(error)}
+    text = str(error).encode("utf-8", "backslashreplace").decode()  # no surrogates
+    return {"type": type(error).__name__, "text": text}
 
 
 def error_from_frame(frame: dict[str, str]) -> AembusError:
@@ -198,7 +217,10 @@ class ControlClient:
         with contextlib.suppress(OSError, ControlError):
             for data in iter(lambda: self._socket.recv(65536), b""):
                 for frame in reader.feed(data):
-                    self._dispatch(frame)
+                    try:
+                        self._dispatch(frame)
+                    except Exception:  # the supervisor's end must be seen all the same
+                        log.exception("what the supervisor said failed, bus=%r", self._bus)
         broken = self._ended_with is None
         if broken:
             self._ended_with = BusBroken

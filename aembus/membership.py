@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aembus.answers import Answers
 from aembus.calls import Calls
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from aembus.awaiting import Awaiting
 
 log = logging.getLogger("aembus")
+
+PASSING_AGAIN_S: Final = 0.01
 
 
 class Membership:
@@ -138,17 +140,23 @@ class Membership:
 
     def _pass_generation(self, generation: int) -> None:
         sender = self._sender
-        if sender is None or sender.try_pass_generation():
-            self.control.tell("acknowledge", generation=generation)
-            return
 
         # Not in this thread: the activation that is under way may have been interrupted by a signal
         # handler that waits for an answer of the supervisor's, and answers come by this thread.
         def wait_and_tell() -> None:
+            assert sender is not None
             sender.pass_generation()
             self.control.tell("acknowledge", generation=generation)
 
-        threading.Thread(target=wait_and_tell, name="aembus-passing", daemon=True).start()
+        while sender is not None and not sender.try_pass_generation():
+            thread = threading.Thread(target=wait_and_tell, name="aembus-passing", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads now; whoever leaves waits for this one's word
+                time.sleep(PASSING_AGAIN_S)
+            else:
+                return
+        self.control.tell("acknowledge", generation=generation)
 
     def _undeliverable(
         self, record: Record, reason: str, *, try_group: bool, detail: str = ""

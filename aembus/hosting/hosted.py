@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgpack
+
 from aembus.errors import ServiceError
 from aembus.hosting.code import ServiceCode
 from aembus.hosting.outgoing import Outgoing
@@ -156,10 +158,23 @@ class Hosted:
         except Exception:
             log.exception("service %r version %s failed to stop", self.name, self.label)
 
+    def _said_of_itself(self) -> dict[str, Any]:
+        said = self.ask("statistics") or {}
+        try:
+            msgpack.packb(said)
+            return dict(said)
+        except Exception as error:  # else nothing at all could be shown, of anybody
+            self.failures += 1
+            log.error(
+                "service %r version %s: its statistics are no map of plain data: %s",
+                self.name, self.label, error,
+            )  # fmt: skip
+            return {}
+
     def statistics(self) -> dict[str, Any]:
         """Return what `aembus stats` shows of this version."""
         return {
-            **(self.ask("statistics") or {}),
+            **self._said_of_itself(),
             "name": self.name,
             "host": HOST_SUPERVISOR,
             "version": self.label,

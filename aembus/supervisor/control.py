@@ -67,7 +67,7 @@ class Connection:
         reader, writer = await asyncio.open_connection(sock=self._socket)
         self._transport = writer.transport  # type: ignore[assignment]
         try:
-            await self._converse(reader)
+            await self._converse(reader, writer)
         except (ConnectionError, ControlError) as error:
             log.warning("control connection of pid %d ended: %s", self.pid, error)
         finally:
@@ -77,7 +77,7 @@ class Connection:
                 await writer.wait_closed()
             self._server.on_hang_up(self)
 
-    async def _converse(self, reader: asyncio.StreamReader) -> None:
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         challenge = secrets.token_hex(8)
         self.push({"hello": challenge, "protocol": PROTOCOL_VERSION})
         frames = FrameReader()
@@ -93,6 +93,10 @@ class Connection:
                     proven = True
                 else:
                     raise ControlError(f"wrong greeting, pid={self.pid}, claims={frame}")
+            if self.member is None:
+                # Who asks and takes no answers is not read from.  A member may hold its watcher up
+                # while it sends, and is always read from.
+                await writer.drain()
 
     async def _handle(self, frame: dict[str, Any]) -> None:
         answer: dict[str, Any] = {"id": frame.get("id", 0)}
@@ -109,7 +113,12 @@ class Connection:
             log.exception("control operation %r of pid %d failed", op, self.pid)
             answer["error"] = error_to_frame(error)
         if "id" in frame:
-            self.push(answer)
+            try:
+                self.push(answer)
+            except Exception as error:  # it is too long, or no plain data
+                log.error("the answer to %r of pid %d cannot be sent: %s", op, self.pid, error)
+                refusal = ControlError(f"the answer cannot be sent, op={op!r}: {error}")
+                self.push({"id": answer["id"], "error": error_to_frame(refusal)})
 
     def push(self, message: dict[str, Any]) -> None:
         """Send a frame; nothing happens if the peer has hung up."""
