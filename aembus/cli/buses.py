@@ -65,8 +65,13 @@ def left_in_shared_memory(bus: str) -> list[Path]:
     return [*names.leftovers(bus), *(path for path in own if path.exists())]
 
 
-def the_one_running(wanted: str | None) -> str:
+def the_one_running(
+    wanted: str | None, way_out: str = "start one: aembus run MODULE:FUNCTION"
+) -> str:
     """Return the bus to look at: the one that is named, else the only one that runs.
+
+    Args:
+        way_out: what to do if none runs.
 
     Raises: BusNotFound if none runs, WrongUsage if several do.
     """
@@ -74,7 +79,7 @@ def the_one_running(wanted: str | None) -> str:
         return wanted
     running = [bus.name for bus in find_all() if bus.state == RUNNING]
     if not running:
-        raise BusNotFound("no bus runs here; start one: aembus run MODULE:FUNCTION")
+        raise BusNotFound(f"no bus runs here; {way_out}")
     if len(running) > 1:
         raise WrongUsage(f"several buses run here; choose one: --bus NAME, running={running}")
     return running[0]

@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
     needs_choice = arguments.command_name != "list" and not arguments.all
     if needs_choice and not (arguments.ids or arguments.point or arguments.reason):
         raise WrongUsage("choose letters: ID ..., --point, --reason, or --all")
-    bus = buses.the_one_running(arguments.bus)
+    bus = buses.the_one_running(arguments.bus, "say whose letters: --bus NAME")
     with DeadLetterBox(bus, arguments.state_directory) as box:
         letters = box.list(point=arguments.point, reason=arguments.reason)
         command: Command = arguments.command
@@ -113,7 +113,8 @@ def _list(box: DeadLetterBox, letters: list[dict[str, Any]], arguments: argparse
         _print_json([_without_detail(letter) for letter in letters])
     else:
         _print_table(letters)
-        print(f"{count(len(letters), 'dead letter')}, file {box.path}")
+        there = "file" if box.path.exists() else "there is no file"  # a bus of another name?
+        print(f"{count(len(letters), 'dead letter')}, {there} {box.path}")
     return 0
 
 

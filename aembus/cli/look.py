@@ -6,10 +6,21 @@ import argparse
 import json
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from aembus.cli import buses
-from aembus.cli.text import count, duration, named_counts, table
+from aembus.cli.text import (
+    MAY_MISS,
+    count,
+    duration,
+    fits,
+    named_counts,
+    narrow_table,
+    table,
+    terminal_size,
+    wrap,
+)
 from aembus.cli.usage import Commands, add_command, add_json, bus_name
 from aembus.errors import BusBroken, BusNotFound, ControlError
 from aembus.routing import STATE_DEGRADED
@@ -43,6 +54,14 @@ _MEMBER_COLUMNS: Final = (
     ("dropped", "dropped"),
     ("failed", "failed"),
 )
+
+
+SERVICE_COLUMNS: Final[Mapping[str, Callable[[LoadedService], object]]] = {
+    "service": lambda service: service.name,
+    "version": lambda service: service.version,
+    "state": lambda service: service.state,
+    "users": lambda service: len(service.users),
+}
 
 
 def add_ls(commands: Commands) -> None:
@@ -137,12 +156,14 @@ def _state_text(entry: dict[str, Any]) -> str:
 def show_statistics(arguments: argparse.Namespace) -> int:
     """Print the statistics of a bus."""
     found = buses.statistics(buses.the_one_running(arguments.bus))
-    print(json.dumps(found, indent=2) if arguments.json else statistics_text(found))
+    size = terminal_size()
+    columns = size and size.columns
+    print(json.dumps(found, indent=2) if arguments.json else statistics_text(found, columns))
     return 0
 
 
-def statistics_text(found: dict[str, Any]) -> str:
-    """Return a bus's statistics for a person."""
+def statistics_text(found: dict[str, Any], columns: int | None = None) -> str:
+    """Return a bus's statistics for a person, in lines of so many columns where that can be."""
     supervisor, totals = found["supervisor"], found["totals"]
     now_ns = time.monotonic_ns()
     blocks = [
@@ -150,9 +171,10 @@ def statistics_text(found: dict[str, Any]) -> str:
             f"bus {found['bus']!r}, supervisor pid {supervisor['pid']}, "
             f"up {duration(supervisor['uptime_s'])}"
         ),
-        table(
+        narrow_table(
             [title for title, _ in _MEMBER_COLUMNS],
             [[member[key] for _, key in _MEMBER_COLUMNS] for member in found["members"]],
+            *(columns, MAY_MISS),
         ),
         (
             f"sent {totals['sent']} = delivered {totals['delivered']} + "
@@ -175,11 +197,8 @@ def statistics_text(found: dict[str, Any]) -> str:
         blocks.append(table(("event", "point", "child's pid", "for"), children))
     services = [LoadedService.from_statistics(service) for service in found["services"]]
     if services:
-        rows = [
-            (s.name, s.version, s.state, len(s.users), named_counts(s.figures)) for s in services
-        ]
         blocks.append(
-            table(("service", "version", "state", "users", "counts"), rows)
+            services_table(services, SERVICE_COLUMNS, columns)
             + f"\nservice calls {supervisor['calls']}, failed {supervisor['call_failures']}"
         )
     else:
@@ -190,3 +209,23 @@ def statistics_text(found: dict[str, Any]) -> str:
     if counters:
         blocks.append(f"counters: {named_counts(counters)}")
     return "\n\n".join(blocks)
+
+
+def services_table(
+    services: Sequence[LoadedService],
+    shown: Mapping[str, Callable[[LoadedService], object]],
+    columns: int | None,
+) -> str:
+    """Return a table of loaded versions; what each counts stands below it if it is too long.
+
+    Args:
+        shown: what to show besides, by title.
+    """
+    rows = [[value(service) for value in shown.values()] for service in services]
+    counts = [named_counts(service.figures) or "-" for service in services]
+    wide = [[*row, text] for row, text in zip(rows, counts, strict=True)]
+    whole = table([*shown, "counts"], wide)
+    if fits(whole, columns):
+        return whole
+    below = [f"{s.name} {s.version}: {c}" for s, c in zip(services, counts, strict=True)]
+    return "\n".join([table([*shown], rows), *(wrap(line, columns) for line in below)])

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from aembus.cli import buses
-from aembus.cli.text import count, duration, named_counts, table
+from aembus.cli.look import SERVICE_COLUMNS, services_table
+from aembus.cli.text import count, duration, named_counts, terminal_size
 from aembus.cli.usage import Commands, add_command, add_json, bus_name
 
 if TYPE_CHECKING:
@@ -114,23 +115,16 @@ def _list(box: ServiceBox, arguments: argparse.Namespace) -> int:
     elif not services:
         print("no service is loaded; load one: aembus service load timer")
     else:
-        print(services_table(services))
+        now = time.time()
+        shown: dict[str, Callable[[LoadedService], object]] = {
+            **SERVICE_COLUMNS,
+            "calls": lambda service: service.calls,
+            "loaded for": lambda service: duration(max(now - service.loaded_at, 0)),
+            "code": lambda service: service.code,
+        }
+        size = terminal_size()
+        print(services_table(services, shown, size and size.columns))
     return 0
-
-
-def services_table(services: tuple[LoadedService, ...]) -> str:
-    """Return a table of loaded versions, for a person."""
-    now = time.time()
-    rows = [
-        (
-            *(service.name, service.version, service.state, len(service.users), service.calls),
-            *(duration(max(now - service.loaded_at, 0)), service.code),
-            named_counts(service.figures) or "-",
-        )
-        for service in services
-    ]
-    header = ("service", "version", "state", "users", "calls", "loaded for", "code", "counts")
-    return table(header, rows)
 
 
 def _load(box: ServiceBox, arguments: argparse.Namespace) -> int:

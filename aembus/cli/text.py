@@ -1,11 +1,18 @@
-"""How things are written for a person: tables, durations, sizes, numbers of things.  Pure."""
+"""How things are written for a person: tables, durations, sizes, numbers of things."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 GAP: Final = "  "
+# Of members' counts, what a narrow terminal need not show where all are 0.
+MAY_MISS: Final = ("restarts", "held", "retrying", "dead", "expired", "dropped", "failed")
+_KEPT: Final = "\0"
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -25,6 +32,52 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         ]
         lines.append(GAP.join(padded).rstrip())
     return "\n".join(lines)
+
+
+def narrow_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    columns: int | None,
+    may_miss: Collection[str],
+) -> str:
+    """Return a table; if a line is longer than `columns`, without what nobody has any of.
+
+    Args:
+        may_miss: titles of the columns of numbers that are left out then.
+    """
+    whole = table(header, rows)
+    if fits(whole, columns):
+        return whole
+    shown = [
+        n for n, title in enumerate(header) if title not in may_miss or any(r[n] for r in rows)
+    ]
+    return table([header[n] for n in shown], [[row[n] for n in shown] for row in rows])
+
+
+def terminal_size() -> os.terminal_size | None:
+    """Return columns and lines of the terminal that standard output is; None if it is none."""
+    return shutil.get_terminal_size() if sys.stdout.isatty() else None
+
+
+def fits(text: str, columns: int | None) -> bool:
+    """Say whether no line is longer than so many columns (None: any length will do)."""
+    return columns is None or all(len(line) <= columns for line in text.splitlines())
+
+
+def cut(text: str, size: os.terminal_size | None) -> str:
+    """Return what a terminal of this size shows of `text`, each line on one line."""
+    if size is None:
+        return text
+    return "\n".join(line[: size.columns] for line in text.splitlines()[: size.lines - 1])
+
+
+def wrap(text: str, columns: int | None) -> str:
+    """Return a line, or several if it is longer than so many columns, broken behind commas."""
+    if fits(text, columns):
+        return text
+    kept = text.replace(" ", _KEPT).replace(f",{_KEPT}", ", ")  # "owed 0" stays together
+    lines = textwrap.fill(kept, columns or 0, subsequent_indent=GAP, break_long_words=False)
+    return lines.replace(_KEPT, " ")
 
 
 def duration(seconds: float) -> str:

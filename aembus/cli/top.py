@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aembus.cli import buses
-from aembus.cli.text import duration, table
+from aembus.cli.text import MAY_MISS, cut, duration, narrow_table, terminal_size
 from aembus.cli.usage import Commands, add_command, add_json, bus_name, positive_int, positive_s
 
 INTERVAL_S: Final = 1.0
@@ -80,7 +80,8 @@ def execute(arguments: argparse.Namespace) -> int:
         else:
             if sys.stdout.isatty():
                 print(CLEAR, end="")
-            print(text(now, rows), flush=True)
+            size = terminal_size()
+            print(cut(text(now, rows, size and size.columns), size), flush=True)
         before = now
         left = None if left is None else left - 1
     return 0
@@ -109,12 +110,13 @@ def rates(before: Look, now: Look) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (-row["in_per_s"] - row["out_per_s"], row["name"]))
 
 
-def text(now: Look, rows: list[dict[str, Any]]) -> str:
-    """Return one look for a person."""
+def text(now: Look, rows: list[dict[str, Any]], columns: int | None = None) -> str:
+    """Return one look for a person, without what nobody has any of if that is too wide."""
     supervisor, totals = now.found["supervisor"], now.found["totals"]
     delivered = sum(row["in_per_s"] for row in rows)
     head = (
         f"bus {now.found['bus']!r}, up {duration(supervisor['uptime_s'])}: {delivered} jobs/s, "
         f"queued {totals['queued']}, dead-lettered {totals['dead_lettered']}"
     )
-    return f"{head}\n\n{table(_COLUMNS, [list(row.values()) for row in rows])}"
+    cells = [list(row.values()) for row in rows]
+    return f"{head}\n\n{narrow_table(_COLUMNS, cells, columns, MAY_MISS)}"

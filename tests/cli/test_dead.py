@@ -219,3 +219,12 @@ def test_nothing_is_chosen_by_default(words: list[str], capsys: pytest.CaptureFi
         main(["dead", *words, "--bus", "whichever"])
     assert ended.value.code == 2
     assert "--all" in capsys.readouterr().err
+
+
+def test_a_bus_that_has_left_nothing(
+    bus_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No letters of a bus that does not run: that there is no file says that it is another name."""
+    words = ["dead", "list", "--bus", bus_name, "--state-directory", str(tmp_path)]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"0 dead letters, there is no file {tmp_path}/dead-letters\n"

@@ -14,6 +14,7 @@ import aembus
 from aembus.cli import buses, look
 from aembus.cli.buses import DEAD, FOREIGN, RUNNING, FoundBus
 from aembus.cli.main import main
+from aembus.cli.text import fits
 from aembus.errors import PermissionRefused
 from aembus.shm import names
 from aembus.supervisor.ownership import lock_holder
@@ -92,6 +93,27 @@ def test_stats_for_a_person(busy_bus: str, capsys: pytest.CaptureFixture[str]) -
     ]
     assert services.splitlines()[1].split()[:6] == ["timer", "1", "running", "0", "running", "0,"]
     assert counters == "counters: jobs 11"
+
+
+def test_a_narrow_terminal_misses_no_number(busy_bus: str) -> None:
+    """Columns of which nobody has any are left out, and what services count stands below."""
+    found = buses.statistics(busy_bus)
+    text = look.statistics_text(found, 80)
+    assert fits(text, 80)
+    assert not fits(look.statistics_text(found), 80)
+    title = text.split("\n\n")[1].splitlines()[0].split()
+    assert title == [
+        "slot",
+        "kind",
+        "name",
+        "pid",
+        "state",
+        "delivered",
+        "queued",
+        "dead",
+        "failed",
+    ]
+    assert "\ntimer 1: running 0, expired 0, " in text
 
 
 def test_a_bus_of_nothing_is_said_in_words() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from aembus.cli.text import count, duration, named_counts, size, table
+from aembus.cli.text import count, cut, duration, fits, named_counts, size, table, wrap
 
 
 def test_a_table_is_aligned_numbers_to_the_right() -> None:
@@ -50,3 +52,21 @@ def test_numbers_of_things() -> None:
     """One thing is singular; counts read as a list."""
     assert (count(0, "job"), count(1, "job"), count(2, "job")) == ("0 jobs", "1 job", "2 jobs")
     assert named_counts({"calls": 5, "messages": 7}) == "calls 5, messages 7"
+
+
+def test_a_terminal_shows_what_it_has_room_for() -> None:
+    """Lines are cut at its width, and as many are shown as leave one for the prompt."""
+    terminal = os.terminal_size((5, 3))
+    assert cut("1234567\nab\nc", terminal) == "12345\nab"
+    assert cut("1234567\nab\nc", None) == "1234567\nab\nc"
+
+
+def test_a_long_line_becomes_several() -> None:
+    """At spaces, all but the first indented; without a width it stays as it is."""
+    line = "timer 1: running 0, expired 4, owed 0"
+    assert wrap(line, None) == line
+    wrapped = wrap(line, 20)
+    assert fits(wrapped, 20)
+    assert not fits(line, 20)
+    assert wrapped.splitlines()[1].startswith("  ")
+    assert wrapped.split() == line.split()
