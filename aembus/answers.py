@@ -1,11 +1,14 @@
 """The answers to calls: what the callee, or the supervisor in its place, sends back.
 
 An answer goes by the reply lane to the process that called.  If that is gone nobody waits, and
-nothing is sent; if it does not wait any more, it drops the answer and counts it.
+nothing is sent; if it does not wait any more, it drops the answer and counts it.  What sends one
+returns False if this process can send nothing any more: then the call is to stay in hand, so that
+whoever takes its inbox over answers as after a death.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import traceback
@@ -60,7 +63,7 @@ class Answers:
         self._waits = waits
         self.publishers = sender.routes.answer_publishers
 
-    def result(self, header: Sequence[int], value: Any, event: str) -> None:
+    def result(self, header: Sequence[int], value: Any, event: str) -> bool:
         """Send back what a handler returned; what cannot be sent is a failure of the call.
 
         Args:
@@ -69,12 +72,12 @@ class Answers:
             event: the name of the event that answers.
         """
         try:
-            self._send(header, 0, encode((value, event)))
+            return self._send(header, 0, encode((value, event)))
         except Exception as error:  # whatever a subclass's conversion raises
             log.error("what %r returned cannot be sent to its caller: %s", event, error)
-            self.failed(header, failure_of(error), event)
+            return self.failed(header, failure_of(error), event)
 
-    def encoded(self, header: Sequence[int], answer: bytes | Failure, event: str) -> None:
+    def encoded(self, header: Sequence[int], answer: bytes | Failure, event: str) -> bool:
         """Send back what another process's handler returned, encoded there with the event's name.
 
         Args:
@@ -82,38 +85,35 @@ class Answers:
         """
         try:
             if isinstance(answer, bytes):
-                self._send(header, 0, answer)
-            else:
-                self.failed(header, answer, event)
+                return self._send(header, 0, answer)
         except JobTooLarge as error:
-            self.failed(header, failure_of(error), event)
+            answer = failure_of(error)
+        return self.failed(header, answer, event)
 
-    def failed(self, header: Sequence[int], failure: Failure, event: str = "") -> None:
+    def failed(self, header: Sequence[int], failure: Failure, event: str = "") -> bool:
         """Send back that a call failed."""
         texts = [_plain(text) for text in (*failure, event)]
         cut = [texts[0][:CUT], texts[1][:CUT], "", ""]
         for fewer in (texts, [*texts[:2], "", texts[3]], cut):
-            try:
-                self._send(header, layout.FLAG_FAILED, encode(fewer))
-            except JobTooLarge:
-                continue
-            return
+            with contextlib.suppress(JobTooLarge):
+                return self._send(header, layout.FLAG_FAILED, encode(fewer))
+        return True
 
-    def returned(self, header: Sequence[int]) -> None:
+    def returned(self, header: Sequence[int]) -> bool:
         """Send back that nobody has begun the call, so that its caller calls somebody else."""
-        self._send(header, layout.FLAG_RETURNED, encode(()))
+        return self._send(header, layout.FLAG_RETURNED, encode(()))
 
-    def _send(self, header: Sequence[int], flags: int, payload: bytes) -> None:
+    def _send(self, header: Sequence[int], flags: int, payload: bytes) -> bool:
         # Raises JobTooLarge alone.
         slot = header[_SLOT]
         if not header[_FLAGS] & layout.FLAG_WANTS_REPLY:
-            return
+            return True
         job = Job(payload, kind=layout.KIND_REPLY, flags=flags, reply_id=header[_REPLY_ID])
         target = Target(slot, 0, layout.CLASS_REPLY)
         try:
             member = self._sender.refresh().members.get(slot)
             if member is None or member.incarnation != header[_INCARNATION]:
-                return
+                return True
             sent = self._sender.try_send(target, job)
             if sent == FULL and self._waits:
                 left_s = (header[_DEADLINE_NS] - time.monotonic_ns()) / NS
@@ -125,7 +125,9 @@ class Answers:
         except JobTooLarge:
             raise
         except (AembusError, OSError) as error:  # OSError: no descriptor, or no memory
-            log.error("slot %d does not get its answer: %s", slot, error)
+            log.error("slot %d does not get its answer from here: %s", slot, error)
+            return not self._sender.refuses
+        return True
 
 
 def _plain(text: str) -> str:

@@ -254,8 +254,8 @@ class EventStruct:
         else:
             self._held.complete(record, failed)
 
-    def _answer(self, record: Record, result: Any, event: Event) -> None:
-        self._answers.result(record.header, result, event.name)
+    def _answer(self, record: Record, result: Any, event: Event) -> bool:
+        return self._answers.result(record.header, result, event.name)
 
     # --- one by one -------------------------------------------------------------------------------
 
@@ -346,8 +346,8 @@ class EventStruct:
             event._special = None
             if not self._held.was_held(record):
                 # Answered first: a kill in between makes a dead letter, and nobody wait in vain.
-                if record.kind == layout.KIND_CALL:
-                    self._answer(record, result, event)
+                if record.kind == layout.KIND_CALL and not self._answer(record, result, event):
+                    return
                 record.lane.done(record)
                 self._count_delivered(event)
         finally:
@@ -409,10 +409,13 @@ class EventStruct:
         self._refused += 1
         if event is not None:
             event.count_refused()
-        if record.kind == layout.KIND_CALL:
-            name = event.name if event is not None else ""
-            self._answers.failed(record.header, failure, name)
-        record.lane.done(record)
+        if self._answer_failed(record, event, failure):
+            record.lane.done(record)
+
+    def _answer_failed(self, record: Record, event: Event | None, failure: Failure) -> bool:
+        # Returns False if the job is a call, and its answer cannot be sent any more.
+        name = event.name if event is not None else ""
+        return record.kind != layout.KIND_CALL or self._answers.failed(record.header, failure, name)
 
     def _fail(self, record: Record, event: Event | None, reason: str, failure: Failure) -> None:
         self._count_failed(event)
@@ -448,9 +451,9 @@ class EventStruct:
         lane = record.lane
         if try_group:
             lane.start(record)  # whoever finds it so, if we die here, does not send it on again
-            if record.kind == layout.KIND_CALL:
-                self._answers.returned(record.header)  # its caller knows best who else is there
-                lane.forwarded(record)
+            if record.kind == layout.KIND_CALL:  # its caller knows best who else is there
+                if self._answers.returned(record.header):
+                    lane.forwarded(record)
                 return
         detail = failure.traceback_text if failure is not None else ""
         try:
@@ -465,11 +468,9 @@ class EventStruct:
             return
         if forwarded:
             lane.forwarded(record)
-        else:
-            if record.kind == layout.KIND_CALL:
-                event = self._events.get(record.event_id)
-                name = event.name if event is not None else ""
-                self._answers.failed(record.header, failure or Failure("DeadLetter", reason), name)
+            return
+        failure = failure or Failure("DeadLetter", reason)
+        if self._answer_failed(record, self._events.get(record.event_id), failure):
             lane.dead(record)
             self._dead_lettered += 1
 

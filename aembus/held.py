@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
-from aembus.errors import BusClosed, JobNotInHand
+from aembus.errors import BusBroken, BusClosed, JobNotInHand
 from aembus.shm.lanes import LaneConsumer, Record
 
 E = TypeVar("E")
@@ -60,12 +60,13 @@ class HeldJobs(Generic[E]):
             record.lane.hold(record)
 
     def complete(
-        self, record: Record, failed: Exception | None, answer: Callable[[E], None] | None = None
+        self, record: Record, failed: Exception | None, answer: Callable[[E], bool] | None = None
     ) -> None:
         """Take what a held job came to; see Job.done and Job.fail.
 
         Args:
-            answer: called before the job is done, so that a kill in between fails a call.
+            answer: called before the job is done, so that a kill in between fails a call; returns
+                False if it could not be sent any more.
         """
         self._check()
         held = self._held.pop(_key(record), None)  # one step: of several threads one gets it
@@ -76,8 +77,8 @@ class HeldJobs(Generic[E]):
             )
         record, event = held
         if failed is None:
-            if answer is not None:
-                answer(event)
+            if answer is not None and not answer(event):
+                raise BusBroken("the supervisor is gone, so the job stays in hand")
             try:
                 record.lane.mark_done(record)
             except ValueError as error:  # another thread is closing the bus

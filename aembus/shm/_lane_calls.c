@@ -62,11 +62,14 @@ int lane_answer(Consumer *self, const Taken *taken, PyObject *payload, PyObject 
     if (sent != 0)
         return sent < 0 ? -1 : 0;
     PyObject *record = lane_make_record(self, taken, payload);
-    PyObject *done =
+    PyObject *answered =
         record == NULL ? NULL : PyObject_CallFunctionObjArgs(answer, record, result, event, NULL);
     Py_XDECREF(record);
-    Py_XDECREF(done);
-    return done == NULL ? -1 : 0;
+    if (answered == NULL)
+        return -1;
+    int unsent = answered == Py_False;
+    Py_DECREF(answered);
+    return unsent;
 }
 
 /* --- at the caller ----------------------------------------------------------------------------*/

@@ -13,10 +13,11 @@
 /* Whether a record is a call that is answered, and that no other handler waits for. */
 int lane_is_plain_call(const Header *header, PyObject *payload);
 
-/* Send a handler's result to the caller; 0, or -1 with an exception set.
+/* Send a handler's result to the caller: 0; 1 if it cannot be sent any more, and the call is to
+ * stay in hand; -1 with an exception set.
  *
  * By the caller's Publisher in `publishers`, a dictionary by incarnations; else by calling
- * `answer(record, result, event)`.  Python code may run: look again whether the lane is open.
+ * `answer(record, result, event)`, which returns False if it cannot be sent.  Python code may run: look again whether the lane is open.
  */
 int lane_answer(Consumer *self, const Taken *taken, PyObject *payload, PyObject *result,
                 PyObject *event, PyObject *publishers, PyObject *answer);

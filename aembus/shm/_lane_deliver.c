@@ -218,14 +218,13 @@ static int count_delivered(Consumer *self, Run *run)
     return failed;
 }
 
-/* Answer the call in hand; 0, or -1 with an exception set. */
+/* Answer the call in hand; as lane_answer. */
 static int answer_call(Consumer *self, Run *run, const Job *job, PyObject *result)
 {
-    if (lane_answer(self, &job->taken, job->payload, result, job->event, run->publishers,
-                    run->answer) < 0)
-        return -1;
+    int unsent = lane_answer(self, &job->taken, job->payload, result, job->event, run->publishers,
+                             run->answer);
     KILLPOINT("deliver: answered");
-    return 0;
+    return unsent;
 }
 
 /* Run the job in hand; 0, or -1 with an exception set, and if its handler raised still in hand. */
@@ -249,12 +248,12 @@ static int run_job(Consumer *self, Run *run, const Job *job)
     KILLPOINT("deliver: handler returned");
     Py_CLEAR(self->payload);
     int unfinished = self->held == job->taken.begin; /* its handler holds it */
-    int failed = 0;
     if (is_call && !unfinished)
-        failed = memory_check(&self->memory) < 0 || answer_call(self, run, job, result) < 0;
+        unfinished =
+            memory_check(&self->memory) < 0 ? -1 : answer_call(self, run, job, result);
     Py_DECREF(result);
-    if (unfinished || failed)
-        return failed ? -1 : 0;
+    if (unfinished)
+        return unfinished < 0 ? -1 : 0;
     if (memory_check(&self->memory) < 0) /* its handler has closed the lane, or its result has */
         return -1;
     if (done(self, &job->taken) < 0)

@@ -201,7 +201,7 @@ class LaneConsumer:
         budget: int,
         stopping: bytearray,
         publishers: Mapping[int, object] | None = None,
-        answer: Callable[[Record, Any, Any], object] | None = None,
+        answer: Callable[[Record, Any, Any], bool] | None = None,
     ) -> int:
         """Run the handlers of the next jobs, as long as they are plain, and mark them done.
 
@@ -216,9 +216,10 @@ class LaneConsumer:
             budget: run at most so many.
             stopping: end the run after a handler once its only byte is not 0.
             publishers, answer: how calls are answered: by the caller's incarnation, and by
-                ``answer(record, result, event)``.  With these calls that nobody else waits for are
-                plain to the lane in C; here they are left to `take`.  Without them, in a host of
-                services, calls that get no answer are plain.
+                ``answer(record, result, event)``; if that returns False the call stays in hand.
+                With these calls that nobody else waits for are plain to the lane in C; here they
+                are left to `take`.  Without them, in a host of services, calls that get no answer
+                are plain.
 
         Returns how many were run.  What a handler raises comes through; its record is `in_hand`
         then, started and not finished.  Raises CorruptLane as `take` does.

@@ -42,7 +42,8 @@ class Elsewhere:
         """Finish a job whose handler has returned; `answer` is encoded, for who has called."""
         if record.kind == layout.KIND_CALL:
             # Answered first: a kill in between makes a dead letter, and nobody wait in vain.
-            self._event_struct._answers.encoded(record.header, answer, event.name)
+            if not self._event_struct._answers.encoded(record.header, answer, event.name):
+                return
         record.lane.done(record)
         self._event_struct._count_delivered(event)
         self._count(-1)

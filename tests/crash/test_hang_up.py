@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import aembus
 from tests.crash.scene import Scene
 from tests.crash.scene_log import NEWS, POINTS, SENT, LogWriter
-from tests.crash.scene_stage import checksum
+from tests.crash.scene_stage import checksum, hang_up
 from tests.crash.scene_view import children, names_by_kind
+from tests.support.running import adds_up, statistics, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.required_in_ci]
 
@@ -82,3 +85,38 @@ def test_a_worker_that_hangs_up_is_replaced_when_its_process_ends(
             time.sleep(0.01)  # between two looks
         scene.settle()
         scene.stop()
+
+
+def hangs_up(bus: aembus.Bus) -> None:
+    """Entry point: the first process of all hangs up in the middle of a call."""
+
+    @bus.on("ask", group="workers", name="ask")
+    def ask(event: aembus.Event) -> list[int]:
+        assert event.job is not None
+        if event.job.attempt == 1:
+            hang_up(0, None)
+            until("it is noticed", lambda: bus._sender.refuses)
+        return [os.getpid(), event.job.attempt]
+
+
+@pytest.mark.parametrize("lane", ["c", "python"])
+@pytest.mark.parametrize("redeliver", [False, True])
+def test_an_answer_that_cannot_be_sent_leaves_the_call_in_hand(
+    bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lane: str, redeliver: bool
+) -> None:
+    """The callee's end of the connection is gone: its replacement does what it does at a death."""
+    monkeypatch.setenv("AEMBUS_LANE", lane)
+    spec = aembus.WorkerSpec("w", f"{__name__}:hangs_up")
+    with (
+        aembus.Supervisor(bus_name, workers=[spec], state_directory=tmp_path),
+        aembus.connect(bus_name) as caller,
+    ):
+        point = caller.point("ask")
+        if redeliver:
+            pid, attempt = point.call(timeout=SOON_S, redeliver=True)
+            assert (pid != os.getpid(), attempt) == (True, 2)
+        else:
+            with pytest.raises(aembus.CallFailed, match=r"MemberGone.*in hand"):
+                point.call(timeout=SOON_S)
+        until("it is settled", lambda: not statistics(bus_name)["totals"]["queued"])
+        assert adds_up(statistics(bus_name)["totals"])

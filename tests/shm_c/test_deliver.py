@@ -267,8 +267,9 @@ def test_calls_without_an_answer_are_plain_in_a_host(lane_module: ModuleType) ->
     assert bench.send(4, kind=layout.KIND_CALL)
     answers: list[object] = []
 
-    def answer(record: Record, result: object, event: object) -> None:
+    def answer(record: Record, result: object, event: object) -> bool:
         answers.append(result)
+        return True
 
     events, stopping = bench.events, bench.stopping
     assert bench.consumer.deliver(events, decode, 1, stopping, {}, answer) == 0

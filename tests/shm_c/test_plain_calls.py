@@ -91,8 +91,9 @@ class Callee(Bench):
         events, stopping = self.events, self.stopping
         return self.consumer.deliver(events, decode, 100, stopping, self.publishers, self._answer)
 
-    def _answer(self, record: Any, result: Any, event: Any) -> None:
+    def _answer(self, record: Any, result: Any, event: Any) -> bool:
         self.answers.append((record.payload, record.reply_id, result, event))
+        return True
 
     def sent(self) -> list[tuple[int, list[Any]]]:
         """Take what went back: each answer's reply id and data."""
@@ -158,11 +159,27 @@ def test_a_call_is_answered_before_it_is_done() -> None:
     assert (callee.answers, callee.queued, callee.event.delivered) == ([], 0, 1)
     callee.publishers.clear()
     states: list[int] = []
-    callee._answer = lambda *_: states.append(callee.state(1))  # type: ignore[method-assign]
+
+    def answer(record: Any, result: Any, event: Any) -> bool:
+        states.append(callee.state(1))
+        return True
+
+    callee._answer = answer  # type: ignore[method-assign]
     callee.call(21)
     assert callee.run() == 1
     assert [state & layout.STATE_MASK for state in states] == [layout.STATE_STARTED]
     assert callee.queued == 0
+
+
+def test_a_call_whose_answer_cannot_be_sent_stays_in_hand() -> None:
+    """Its state says so to whoever takes the inbox over; what is behind it is delivered."""
+    callee = Callee()
+    callee.publishers.clear()
+    callee._answer = lambda *_: False  # type: ignore[method-assign]
+    callee.call(21)
+    assert callee.run() == 1
+    assert callee.state(0) & layout.STATE_MASK == layout.STATE_STARTED
+    assert (callee.queued, callee.event.delivered) == (1, 0)
 
 
 @pytest.mark.parametrize("result", [{1, 2}, "\ud800", b"x" * 5000, 1 << 70])
