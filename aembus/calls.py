@@ -121,6 +121,7 @@ class Calls:
         self._may_answer: set[int] = set()  # slots with memory for their answers
         self._draining = threading.RLock()
         self._handing_over = False
+        self._cut_off = False  # a signal handler has raised in the middle of that
         self._looking = Looking(WAKE_UP_S)
         self.late_replies = 0
 
@@ -401,12 +402,20 @@ class Calls:
     def take_replies(self) -> None:
         """Hand the replies that have arrived to those who wait for them."""
         with masked, self._draining:
+            outermost = not self._handing_over  # else a signal handler is, in the middle of it
             self._handing_over = True
             try:
                 for record in self._inbox.take_replies():
                     self._hand_over(record)
+            except BaseException:
+                self._cut_off = True
+                raise
             finally:
-                self._handing_over = False
+                if outermost:
+                    self._handing_over = False
+                    if self._cut_off:  # the reply in hand then is for somebody, or to be dropped
+                        self._inbox.take_replies_again()
+                        self._cut_off = False
         for lane in self._inbox.lanes[layout.CLASS_REPLY]:
             producer = self._inbox.producer_wanting_room(lane)
             if producer is not None:

@@ -25,7 +25,8 @@
  *     _lane_short.c      activate and decode for plain data
  *     _lane_slots.h      an object's slots
  *     _lane_consumer.h   take and done, for LaneConsumer (_lane_consumer.c) and its `deliver`
- *                        (_lane_deliver.c); Record (_lane_record.c)
+ *                        (_lane_deliver.c) and `take_numbers` (_lane_numbers.c); Record
+ *                        (_lane_record.c)
  *     _lane_calls.h      answering calls, and taking answers (_lane_calls.c)
  *     _lane_module.c     the module
  */

@@ -127,16 +127,17 @@ int lane_take(Consumer *self, Taken *taken)
             if (more <= 0)
                 return more;
         }
+        uint64_t available = self->available;
         uint64_t offset = cursor & CURSOR_OFFSET_MASK;
         copy_header(self, header, offset);
         if (header->kind == KIND_PAD) {
             uint64_t units = capacity - offset;
             if (offset == 0 || header->length != units * UNIT - RECORD_HEADER_BYTES ||
-                self->available <= units) {
+                available <= units) {
                 corrupt(self, "pad", cursor, header);
                 return -1;
             }
-            self->available -= units;
+            available -= units;
             cursor -= offset;
             offset = 0;
             copy_header(self, header, offset);
@@ -144,12 +145,12 @@ int lane_take(Consumer *self, Taken *taken)
         uint64_t units = units_of(header->length);
         uint64_t after = offset + units;
         if (header->sequence != (cursor >> CURSOR_OFFSET_BITS) + 1 || after > capacity ||
-            header->length > payload_bytes_max(&self->memory) || units > self->available ||
+            header->length > payload_bytes_max(&self->memory) || units > available ||
             header->kind <= KIND_PAD || header->kind > KIND_LAST) {
             corrupt(self, "record", cursor, header);
             return -1;
         }
-        self->available -= units;
+        self->available = available - units;
         uint64_t end = cursor + CURSOR_RECORD + units;
         if (after == capacity)
             end -= after; /* the next record begins at the ring's start */
@@ -185,66 +186,13 @@ static PyObject *consumer_take(Consumer *self, PyObject *unused)
     return record;
 }
 
-static int has_numbers(const Header *header)
+/* See LaneConsumer.take_again in lane_consumer.py. */
+static PyObject *consumer_take_again(Consumer *self, PyObject *unused)
 {
-    return header->kind == KIND_CALL && (header->flags & FLAG_NUMBERS) && header->length == 0;
-}
-
-/* Take the numbers of up to `budget` records of one call into `pairs`: how many, or -1 with an
- * exception set.  `first` is the header of the first.  What ends it otherwise is left to `take`. */
-static Py_ssize_t collect_numbers(Consumer *self, uint64_t *pairs, Py_ssize_t budget, Header *first)
-{
-    Py_ssize_t count = 0;
-    int found = 1;
-    Taken taken;
-    while (count < budget && (found = lane_take(self, &taken)) > 0) {
-        const Header *header = &taken.header;
-        if (count == 0)
-            *first = *header;
-        if (!has_numbers(header) || header->event_id != first->event_id ||
-            header->origin_incarnation != first->origin_incarnation) {
-            PyObject *payload = copy_payload(self, &taken);
-            self->returned = payload == NULL ? NULL : lane_make_record(self, &taken, payload);
-            Py_XDECREF(payload);
-            return self->returned == NULL ? -1 : count;
-        }
-        pairs[2 * count] = header->reply_id;
-        pairs[2 * count + 1] = header->deadline_ns;
-        count++;
-        if (done(self, &taken) < 0)
-            return -1;
-    }
-    if (found < 0 && count > 0) {
-        PyErr_Clear(); /* it is found again at the next call */
-        found = 0;
-    }
-    return found < 0 ? -1 : count;
-}
-
-static PyObject *consumer_take_numbers(Consumer *self, PyObject *budget_object)
-{
-    Py_ssize_t budget = PyLong_AsSsize_t(budget_object);
-    if ((budget == -1 && PyErr_Occurred()) || memory_check(&self->memory) < 0)
-        return NULL;
-    if (budget < 1 || self->returned != NULL || load(word_at(&self->memory, LANE_TAIL)) == self->taken)
-        Py_RETURN_NONE;
-    if ((uint64_t)budget > self->memory.capacity) /* a lane never holds more */
-        budget = (Py_ssize_t)self->memory.capacity;
-    uint64_t *pairs = PyMem_Malloc((size_t)budget * 2 * sizeof *pairs);
-    if (pairs == NULL)
-        return PyErr_NoMemory();
-    Header first;
-    Py_ssize_t count = collect_numbers(self, pairs, budget, &first);
-    PyObject *numbers = NULL;
-    if (count > 0)
-        numbers = PyBytes_FromStringAndSize((const char *)pairs,
-                                            count * 2 * (Py_ssize_t)sizeof *pairs);
-    PyMem_Free(pairs);
-    if (count == 0)
-        Py_RETURN_NONE;
-    return numbers == NULL ? NULL
-                           : Py_BuildValue("(IIN)", first.event_id, first.origin_incarnation,
-                                           numbers);
+    self->taken = self->tail = self->head;
+    self->available = 0;
+    Py_CLEAR(self->returned);
+    Py_RETURN_NONE;
 }
 
 static PyObject *consumer_has_records(Consumer *self, PyObject *unused)
@@ -462,7 +410,8 @@ static PyObject *consumer_get_delivered(Consumer *self, void *unused)
 static PyMethodDef consumer_methods[] = {
     {"has_records", (PyCFunction)consumer_has_records, METH_NOARGS, NULL},
     {"take", (PyCFunction)consumer_take, METH_NOARGS, NULL},
-    {"take_numbers", (PyCFunction)consumer_take_numbers, METH_O, NULL},
+    {"take_again", (PyCFunction)consumer_take_again, METH_NOARGS, NULL},
+    {"take_numbers", (PyCFunction)lane_consumer_take_numbers, METH_O, NULL},
     {"start", (PyCFunction)consumer_start, METH_O, NULL},
     {"fail", (PyCFunction)consumer_fail, METH_O, NULL},
     {"hold", (PyCFunction)consumer_hold, METH_O, NULL},

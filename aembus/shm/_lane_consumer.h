@@ -96,6 +96,9 @@ PyObject *lane_make_record(Consumer *self, const Taken *taken, PyObject *payload
 PyObject *lane_consumer_deliver(Consumer *self, PyObject *const *args, Py_ssize_t arguments);
 PyObject *lane_consumer_get_in_hand(Consumer *self, void *unused);
 
+/* The method that _lane_numbers.c implements. */
+PyObject *lane_consumer_take_numbers(Consumer *self, PyObject *budget_object);
+
 #pragma GCC visibility pop
 
 #endif

@@ -231,6 +231,11 @@ class Inbox(Sleeper):
                 yield record
                 lane.done(record)
 
+    def take_replies_again(self) -> None:
+        """Have `take_replies` yield again what it was left with in the middle."""
+        for lane in self.lanes[layout.CLASS_REPLY]:
+            lane.take_again()
+
     def _count_corrupt(self, error: CorruptLane, producer: int, lost: int = 0) -> None:
         self._words[layout.CORRUPTED // 8] += max(lost, 1)
         log.error("corrupt lane from slot %d, %d records given up: %s", producer, lost, error)

@@ -130,26 +130,31 @@ class LaneConsumer:
             begin = cursor = self._taken
             if cursor == self._tail and not self._look_for_more():
                 return None
+            available = self._available
             offset = cursor & CURSOR_OFFSET_MASK
             at = self._ring + (offset << UNIT_SHIFT)
             header = _unpack_header(self._memory, at)  # a private copy: only it is checked and used
-            if header[1] == KIND_PAD:
-                cursor = self._skip_pad(header, cursor)
-                offset = 0
-                at = self._ring
+            if header[1] == KIND_PAD and self._is_pad(header, offset, available):
+                available -= self._capacity - offset
+                cursor -= offset
+                offset, at = 0, self._ring
                 header = _unpack_header(self._memory, at)
             length = header[0]
             units = (length + RECORD_HEADER_BYTES + UNIT - 1) >> UNIT_SHIFT
             after = offset + units
-            if (
+            wrong = (
                 header[5] != (cursor >> CURSOR_OFFSET_BITS) + 1
                 or after > self._capacity
                 or length > self._payload_bytes_max
-                or units > self._available
+                or units > available
                 or header[1] not in KINDS
-            ):
-                raise CorruptLane(f"record cannot be followed, cursor={cursor:#x}, header={header}")
-            self._available -= units
+            )
+            if self._taken is not begin:
+                continue  # a signal handler has taken it meanwhile
+            if wrong:
+                what = "pad" if header[1] == KIND_PAD and cursor is begin else "record"
+                raise CorruptLane(f"{what} cannot be followed, cursor={cursor:#x}, header={header}")
+            self._available = available - units
             end = cursor + CURSOR_RECORD + units
             if after == self._capacity:
                 end -= after  # the next record begins at the ring's start
@@ -161,6 +166,12 @@ class LaneConsumer:
             at += RECORD_HEADER_BYTES
             payload = self._memory[at : at + length].tobytes()
             return Record(self, begin, end, state_word, header, payload)
+
+    def take_again(self) -> None:
+        """Have `take` return again what is not finished; for who was interrupted in between."""
+        self._taken = self._tail = self._head
+        self._available = 0
+        self._returned = None
 
     def take_numbers(self, budget: int) -> tuple[int, int, bytes] | None:
         """Take and finish the next records, as long as they are calls of numbers by one process.
@@ -437,13 +448,15 @@ class LaneConsumer:
         return used * 2 <= self._capacity
 
     def _look_for_more(self) -> bool:
+        taken = self._taken
         tail = self._words[self._tail_word]  # SYNC POINT: acquires what the producer published
-        if tail in (self._taken, self._refused):
+        if tail in (taken, self._refused):
             return False
-        self._available = self._units_before(tail)
-        if not self._available:
-            raise CorruptLane(f"tail makes no sense, tail={tail:#x}, taken={self._taken:#x}")
-        self._tail = tail
+        available = self._units_before(tail)
+        if self._taken is taken:  # else a signal handler has taken it meanwhile
+            if not available:
+                raise CorruptLane(f"tail makes no sense, tail={tail:#x}, taken={taken:#x}")
+            self._available, self._tail = available, tail
         return True
 
     def _units_before(self, tail: int) -> int:
@@ -454,14 +467,9 @@ class LaneConsumer:
         uncountable = (self._taken >> CURSOR_OFFSET_BITS) + units > CURSOR_COUNT_MAX
         return 0 if outside or uncountable or not 0 < records <= units else units
 
-    def _skip_pad(self, header: tuple[int, ...], cursor: int) -> int:
-        offset = cursor & CURSOR_OFFSET_MASK
+    def _is_pad(self, header: tuple[int, ...], offset: int, available: int) -> bool:
         units = self._capacity - offset
-        wrong = offset == 0 or header[0] != units * UNIT - RECORD_HEADER_BYTES
-        if wrong or self._available <= units:
-            raise CorruptLane(f"pad cannot be followed, cursor={cursor:#x}, header={header}")
-        self._available -= units
-        return cursor - offset
+        return offset > 0 and header[0] == units * UNIT - RECORD_HEADER_BYTES and available > units
 
     def _finish(self, begin: int, end: int, state: int) -> None:
         self._finished[begin] = (end, state)

@@ -162,3 +162,23 @@ def test_a_cursor_outside_the_ring_is_refused_at_once(lane_module: ModuleType, c
         lane.consumer()
     with pytest.raises(lane_module.CorruptLane, match="tail=0x"):
         lane.producer()
+
+
+def test_damage_is_told_the_same_each_time(lane_module: ModuleType) -> None:
+    """Also behind a pad, which is passed each time anew."""
+    lane = LaneMemory(lane_module, 512)
+    producer, consumer = lane.producer(), lane.consumer()
+    for _ in range(3):
+        assert send(producer, bytes(64))
+        record = consumer.take()
+        assert record is not None
+        consumer.done(record)
+    assert send(producer, bytes(100))  # behind a pad of two units
+    lane.memory[lane.ring + 4] = 200  # its kind
+    told = []
+    for _ in range(3):
+        with pytest.raises(lane_module.CorruptLane) as caught:
+            consumer.take()
+        told.append(str(caught.value))
+    assert "record cannot be followed" in told[0]
+    assert told == told[:1] * 3

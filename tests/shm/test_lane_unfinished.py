@@ -179,3 +179,22 @@ def test_damage_behind_what_is_held(lane_module: ModuleType) -> None:
     assert figures(lane) == (2, 3, 1)
     replacement.done(sixth)
     assert figures(lane) == (3, 3, 0)
+
+
+def test_what_is_not_finished_can_be_taken_again(lane_module: ModuleType) -> None:
+    """In order, with what `deliver` has left to `take`; what is finished does not come again."""
+    lane = lane_of(lane_module, 5)
+    consumer = lane.consumer()
+    records = [consumer.take() for _ in range(3)]
+    assert records[0] is not None
+    assert records[2] is not None
+    consumer.done(records[0])
+    consumer.done(records[2])
+    assert consumer.deliver({}, decode, 10, bytearray(1)) == 0  # leaves the fourth
+    consumer.take_again()
+    assert consumer.has_records()
+    assert [decode(record.payload) for record in taken(consumer)] == [[1], [3], [4]]
+    consumer.take_again()
+    for record in taken(consumer):
+        consumer.done(record)
+    assert figures(lane) == (5, 0, 0)
