@@ -7,7 +7,8 @@ same user may read at any time: the file is appended to, or replaced as a whole.
   and that of its writer at worst not at all.  It is not forced to the disk: a power failure may
   take the last ones, as it takes all that is queued.
 - One job is one letter: a second one of the same identity (who marks its record as dead was killed
-  in between, and his replacement gives it back again) is not kept, also if the first was removed.
+  in between, and his replacement gives it back again) is not kept, also if the first was removed,
+  unless that is long ago.
 - The file is bounded: beyond `file_bytes_max` the oldest half is let go, and counted in `dropped`.
 """
 
@@ -17,6 +18,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +30,7 @@ log = logging.getLogger("aembus")
 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 NO_ROOM: Final = "no room in time"  # said of a letter whose replay may be tried again
+IDS_MAX: Final = 100_000  # of letters that were removed, to know them again; a few would do
 _REWRITE_BYTES_MIN: Final = 64 * 1024  # so much may always be left by letters that were removed
 
 
@@ -43,7 +46,7 @@ class DeadLetters:
         self.path = letter_file.path_in(directory)
         self._file_bytes_max = file_bytes_max
         self._contents: Contents | None = None
-        self._ids: set[str] = set()  # of all letters that this object has taken
+        self._ids: OrderedDict[str, None] = OrderedDict()  # of the last letters that were taken
         self.count = 0
 
     def load(self) -> None:
@@ -98,7 +101,9 @@ class DeadLetters:
         frame = letter_file.pack({"id": name, **letter, "kept_at": time.time()})
         begin = self._write(frame)
         found.add(name, (begin, begin + len(frame)))
-        self._ids.add(name)
+        self._ids[name] = None
+        if len(self._ids) > IDS_MAX:
+            self._ids.popitem(last=False)
         self.count += 1
         if begin + len(frame) > self._file_bytes_max:
             self._rewrite(self._file_bytes_max // 2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -26,6 +27,7 @@ KIND_HOST: Final = "host"
 KIND_SPAWN: Final = "spawn"
 SUPERVISED: Final = (KIND_WORKER, KIND_SPAWN)  # whose processes the supervisor starts and replaces
 
+CLOSED_MAX: Final = 10_000  # events that were closed and are known, of all members together
 REGISTRATION_BYTES: Final = 96  # in the registry's document at most, beside point and group
 MEMBER_BYTES: Final = 64  # about what a member takes there
 STATE_STARTING: Final = "starting"  # its process is coming up, or about to
@@ -102,6 +104,9 @@ class Members:
         self._event_ids = itertools.count(1)
         self._stable_ids: dict[tuple[str, Registration], int] = {}
         self._known: dict[int, Registration] = {}
+        self._closed: OrderedDict[int, tuple[str, Registration]] = (
+            OrderedDict()
+        )  # as in _stable_ids
         self.spawn_host: Member | None = None
 
     def __iter__(self) -> Iterator[Member]:
@@ -159,16 +164,24 @@ class Members:
     def remove(self, member: Member) -> None:
         """Free the member's slot; its inbox must be gone."""
         del self._by_slot[member.slot]
-        for event_id in [*member.events, *member.stopped, *member.pending]:
-            self._forget(event_id)
         for key in [k for k in self._stable_ids if k[0] == member.name]:
-            self._forget(self._stable_ids.pop(key))
+            event_id = self._stable_ids.pop(key)
+            if self._known[event_id].spawn is None:
+                del self._known[event_id]
+                self._closed.pop(event_id, None)
+            else:  # the spawn host may still have jobs of its own, for their group
+                self._close(event_id, key)
 
-    def _forget(self, event_id: int) -> None:
-        registration = self._known.get(event_id)
-        # The spawn host may still have jobs of its own, for their group.
-        if registration is not None and registration.spawn is None:
+    def _close(self, event_id: int, key: tuple[str, Registration]) -> None:
+        # It stays known for what is queued for it, but not for ever: there may be one for each call
+        # of a switch.
+        self._closed[event_id] = key
+        self._closed.move_to_end(event_id)
+        if len(self._closed) > CLOSED_MAX:
+            event_id, key = self._closed.popitem(last=False)
             del self._known[event_id]
+            if self._stable_ids.get(key) == event_id:
+                del self._stable_ids[key]
 
     def register(self, member: Member, wanted: list[list[Any]]) -> list[int]:
         """Return ids for the events that `member` wants: the same as before for the same event.
@@ -195,6 +208,7 @@ class Members:
                 event_id = self._stable_ids[key] = next(self._event_ids)
             member.pending[event_id] = registration
             self._known[event_id] = registration
+            self._closed.pop(event_id, None)
             ids.append(event_id)
         return ids
 
@@ -232,7 +246,9 @@ class Members:
     def take_back(self, member: Member, ids: list[int]) -> None:
         """Forget what was registered and is not to be published."""
         for event_id in ids:
-            member.pending.pop(event_id, None)
+            event = member.pending.pop(event_id, None)
+            if event is not None and event_id not in (*member.events, *member.stopped):
+                self._close(event_id, (member.name, event))
 
     def publish(self, member: Member, stopped: list[int]) -> None:
         """Add the member's pending events to those published, or to its stopped ones."""
@@ -242,8 +258,11 @@ class Members:
 
     def publish_all(self, member: Member, stopped: list[int]) -> None:
         """Make the pending events the member's only ones (its entry point has returned)."""
+        before = member.events | member.stopped
         member.events, member.stopped = {}, {}
         self.publish(member, stopped)
+        for event_id in before.keys() - member.events.keys() - member.stopped.keys():
+            self._close(event_id, (member.name, before[event_id]))
         member.state = STATE_RUNNING
 
     def stop(self, member: Member, ids: list[int]) -> None:
@@ -257,11 +276,12 @@ class Members:
     def unregister(self, member: Member, ids: list[int]) -> None:
         """Take events off their wait queues; their ids stay known for what is still queued."""
         for event_id in ids:
-            member.events.pop(event_id, None)
-            member.stopped.pop(event_id, None)
+            event = member.events.pop(event_id, None) or member.stopped.pop(event_id, None)
+            if event is not None:
+                self._close(event_id, (member.name, event))
 
     def registration(self, event_id: int) -> Registration | None:
-        """Return what an event id stands for, also after it was unregistered."""
+        """Return what an event id stands for, also after it was unregistered, for a long while."""
         return self._known.get(event_id)
 
     def slot_of(self, event: Registration, member: Member) -> int:

@@ -12,17 +12,24 @@ from typing import Final
 
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MAX_S: Final = 30.0
+DOUBLINGS_MAX: Final = 10  # enough for that
 FREE_DEATHS: Final = 2  # deaths without progress that are answered by a start at once
 PERIOD_S: Final = 30.0
 
 
 @dataclass(slots=True)
 class RestartHistory:
-    """The deaths of one worker."""
+    """The deaths of one worker.
+
+    paused_s: for how long it was left dead, in all.
+    without_progress: when it died in the last PERIOD_S, by a clock that stands while it is left
+        dead: else its pauses alone would forgive it.
+    """
 
     ever_ready: bool = False
     deaths: int = 0
-    without_progress: list[float] = field(default_factory=list)  # when, in the last PERIOD_S
+    paused_s: float = 0.0
+    without_progress: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +68,12 @@ def decide(history: RestartHistory, now_s: float, *, progress: bool) -> Restart 
     if progress:
         history.without_progress.clear()
         return Restart(0.0, degraded=False)
+    now_s -= history.paused_s
     recent = [t for t in history.without_progress if now_s - t < PERIOD_S] + [now_s]
     history.without_progress = recent
     beyond = len(recent) - FREE_DEATHS
     if beyond <= 0:
         return Restart(0.0, degraded=False)
-    return Restart(min(BACKOFF_FIRST_S * 2.0 ** (beyond - 1), BACKOFF_MAX_S), degraded=True)
+    pause_s = min(BACKOFF_FIRST_S * 2.0 ** min(beyond - 1, DOUBLINGS_MAX), BACKOFF_MAX_S)
+    history.paused_s += pause_s
+    return Restart(pause_s, degraded=True)

@@ -65,9 +65,9 @@ class SpawnHost:
                     )
                 )
         except BaseException as error:
-            for event_id, event in registered.items():
-                if member.pending.get(event_id) is event:  # else its replacement registers already
-                    del member.pending[event_id]
+            # What is another one by now its replacement has registered.
+            mine = [i for i, event in registered.items() if member.pending.get(i) is event]
+            self._members.take_back(member, mine)
             self.reconcile()
             if isinstance(error, TimeoutError):
                 raise RegistrationError(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aembus.supervisor import letter_file
+from aembus.supervisor import dead_letters, letter_file
 from aembus.supervisor.dead_letters import DeadLetters
 
 
@@ -55,6 +55,19 @@ def test_one_job_is_kept_once(tmp_path: Path) -> None:
     later = DeadLetters(tmp_path)
     assert not later.append(letter(1))
     assert numbers(later) == [1]
+
+
+def test_who_was_seen_is_forgotten_after_very_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that always fails must not fill the supervisor's memory."""
+    monkeypatch.setattr(dead_letters, "IDS_MAX", 10)
+    letters = DeadLetters(tmp_path)
+    for number in range(100):
+        assert letters.append(letter(number))
+        assert letters.remove([name(number)])
+        assert not letters.append(letter(number))
+    assert len(letters._ids) == 10
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))

@@ -44,3 +44,20 @@ def test_old_deaths_are_forgotten() -> None:
     history = ready()
     for death in range(10):
         assert decide(history, death * 31.0, progress=False) == Restart(0.0, degraded=False)
+
+
+def test_the_pause_stays_at_its_bound() -> None:
+    """However long it goes on: the pauses themselves forgive nothing, and it stays degraded."""
+    history = ready()
+    now, decisions = 0.0, []
+    for _ in range(60):
+        now += 0.2  # it lives for so long
+        decision = decide(history, now, progress=False)
+        assert isinstance(decision, Restart)
+        decisions.append(decision)
+        now += decision.delay_s
+    pauses = [decision.delay_s for decision in decisions]
+    assert pauses == sorted(pauses)
+    assert decisions[-40:] == [Restart(30.0, degraded=True)] * 40
+    now += 31.0
+    assert decide(history, now, progress=False) == Restart(0.0, degraded=False)
