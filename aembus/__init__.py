@@ -1,4 +1,16 @@
-"""aembus: a multi-process, shared-memory event bus for telecom-style servers."""
+"""aembus: a multi-process, shared-memory event bus for telecom-style servers.
+
+    with aembus.connect("app") as bus:
+        bus.register("call.setup", lambda event, call_id: print(call_id))
+        bus.activate("call.setup", "c1")
+        bus.poll()
+
+`Supervisor` runs a bus, with workers (`WorkerSpec`) and services (`ServiceSpec`), as ``aembus run``
+does.  `connect` joins one, and gives a `Bus`: registers handlers (`Event`, `Job`), activates points
+(`ActivationPoint`, `TypedPoint`), calls, and runs what it registered.  `ServiceBox` and
+`DeadLetterBox` look after a running bus.  All errors are AembusError.  docs/guide has a page for
+each feature.
+"""
 
 from __future__ import annotations
 
@@ -125,6 +137,10 @@ __all__ = [
     "killpoint",
     "portable",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})  # with those that are loaded when asked for
 
 
 def __getattr__(name: str) -> Any:

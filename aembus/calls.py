@@ -8,6 +8,7 @@ is dropped and counted.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -258,8 +259,10 @@ class Calls:
         if waiting.answer is None:
             member = self._sender.routing.members.get(target.slot)
             name = member.name if member is not None else None
+            own = member is not None and member.pid == os.getpid()
+            hint = "; it is one of this process, so a thread must run its bus" if own else ""
             raise CallTimeout(
-                "no answer in time; the handler may run all the same, "
+                f"no answer in time; the handler may run all the same{hint}, "
                 f"point={point!r}, timeout_s={timeout_s}, member={name!r}"
             )
         return waiting.result()[0]
@@ -335,7 +338,8 @@ class Calls:
                 raise CallFailed(
                     CALL_CYCLE,
                     "the member to call waits for this very call and delivers nothing meanwhile; "
-                    f"point={point!r}, member={member.name!r}, incarnations waiting={chain}",
+                    f"activate, or call a plain function, point={point!r}, "
+                    f"member={member.name!r}, incarnations waiting={chain}",
                 )
         payload = callchain.wrap(chain, data)
         return self._job(waiting, target, payload, key_hash, flags, deadline)

@@ -1,9 +1,9 @@
 """A sequential billing run that events interrupt: ``python -m examples.billing BUS``.
 
 The loop computes bills one after the other and knows nothing of events.  Calls that end meanwhile,
-and a new tariff, arrive between two of its steps:
+and a new tariff, arrive between two of its steps.  BUS is one that runs (`aembus ls`); then:
 
-    python -c 'import aembus; aembus.connect("NAME").activate("call.ended", "alice", 61)'
+    python -c 'import aembus; aembus.connect("BUS").activate("call.ended", "alice", 61)'
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ tariff = {"cents_per_minute": 5}
 
 def main() -> None:
     """Print a bill for everybody, again and again."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m examples.billing BUS")
     with aembus.connect(sys.argv[1], delivery="interrupt") as bus:
 
         @bus.on("call.ended")
@@ -38,4 +40,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

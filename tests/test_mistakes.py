@@ -163,3 +163,11 @@ def test_an_entry_point_that_nobody_awaits_is_refused(bus_name: str) -> None:
     worker = aembus.WorkerSpec("w", f"{__name__}:application")
     with pytest.raises(aembus.SupervisorError, match="an entry point is a plain function"):
         aembus.Supervisor(bus_name, workers=[worker]).__enter__()
+
+
+def test_a_call_to_oneself_that_nobody_runs_says_so(bus: str) -> None:
+    """Who calls a handler of its own process, and runs no thread for it, is told what lacks."""
+    with aembus.connect(bus) as member:
+        member.register("p", handler)
+        with pytest.raises(aembus.CallTimeout, match="so a thread must run its bus"):
+            member.point("p").call(timeout=0.01)

@@ -47,6 +47,11 @@ def test_every_public_name_resolves(name: str) -> None:
     assert getattr(aembus, name) is not None
 
 
+def test_every_public_name_is_listed() -> None:
+    """`dir` and completion show also those that are only loaded when asked for."""
+    assert set(aembus.__all__) <= set(dir(aembus))
+
+
 def test_other_names_do_not_resolve() -> None:
     """The lazy lookup ends in an AttributeError that says the name."""
     with pytest.raises(AttributeError, match="no_such_name"):
@@ -64,7 +69,7 @@ def test_names_are_imported_under_their_own_name() -> None:
 
 
 def test_the_file_holds_reexports_and_nothing_else() -> None:
-    """Imports, `__all__`, `__version__`, the docstring and the lazy lookup."""
+    """Imports, `__all__`, `__version__`, the docstring, the lazy lookup and its list."""
     others = [ast.unparse(node).splitlines()[0] for node in TREE.body if not is_expected(node)]
     assert others == []
 
@@ -72,7 +77,7 @@ def test_the_file_holds_reexports_and_nothing_else() -> None:
 def is_expected(node: ast.stmt) -> bool:
     """Say whether a file of re-exports may hold this statement."""
     match node:
-        case ast.Import() | ast.ImportFrom() | ast.FunctionDef(name="__getattr__"):
+        case ast.Import() | ast.ImportFrom() | ast.FunctionDef(name="__getattr__" | "__dir__"):
             return True
         case ast.Expr(value=ast.Constant(value=str())):
             return node is TREE.body[0]

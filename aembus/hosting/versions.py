@@ -107,10 +107,12 @@ class Versions:
             fits = version in (None, hosted.label, hosted.code.version)
             if hosted.name == name and fits and hosted.state == STATE_RUNNING:
                 return hosted
+        titles = [f"{h.name} {h.label}" for h in self.running()]
+        leaving = [f"{h.name} {h.label}" for h in self.loaded if h.state != STATE_RUNNING]
         raise ServiceNotFound(
             "no such service here; load it (aembus service load), or have the supervisor load it "
             f"(services=[...], --service), service={name!r}, version={version!r}, "
-            f"hosted={[f'{h.name} {h.label}' for h in self.running()]}"
+            f"hosted={titles}" + (f", not running={leaving}" if leaving else "")
         )
 
     # --- changes --------------------------------------------------------------------------------
