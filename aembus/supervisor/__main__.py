@@ -7,4 +7,4 @@ import sys
 from aembus.supervisor.supervisor import run_child
 
 if __name__ == "__main__":
-    sys.exit(run_child())
+    sys.exit(run_child(int(sys.argv[1])))

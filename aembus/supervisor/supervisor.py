@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, final
+from typing import Final, Self, TextIO, final
 
 from aembus.control import error_from_frame
 from aembus.errors import SupervisorError
@@ -106,21 +106,27 @@ class Supervisor:
         return self._child.pid
 
     def __enter__(self) -> Self:
-        """Start the bus in a child process and return when every worker has come up."""
-        child = subprocess.Popen(
-            [sys.executable, "-m", "aembus.supervisor"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-        assert child.stdin is not None and child.stdout is not None
-        self._child = child
-        configuration = dataclasses.replace(self._configuration, ends_with_parent=True)
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(configuration.to_json() + "\n")
-            child.stdin.flush()
-        said = child.stdout.readline().strip()
+        """Start the bus in a child process and return when every worker has come up.
+
+        Standard output and error are the child's and the workers', too.
+        """
+        read_end, write_end = os.pipe()
+        with open(read_end, encoding="utf-8") as readiness:
+            try:
+                child = self._child = subprocess.Popen(
+                    [sys.executable, "-m", "aembus.supervisor", str(write_end)],
+                    stdin=subprocess.PIPE,
+                    text=True,
+                    process_group=0,
+                    pass_fds=[write_end],
+                )
+            finally:
+                os.close(write_end)
+            try:
+                said = self._start(child, readiness)
+            except BaseException:  # Ctrl-C: whoever handles that is to find no bus
+                self._close_child()
+                raise
         if said != READY_LINE:
             self._close_child()
             kind, _, text = said.partition(" ")
@@ -128,6 +134,14 @@ class Supervisor:
                 raise SupervisorError(f"the supervisor ended, exit code {child.returncode}")
             raise error_from_frame({"type": kind, "text": text})
         return self
+
+    def _start(self, child: subprocess.Popen[str], readiness: TextIO) -> str:
+        configuration = dataclasses.replace(self._configuration, ends_with_parent=True)
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(configuration.to_json() + "\n")
+            child.stdin.flush()
+        return readiness.readline().strip()
 
     def __exit__(
         self,
@@ -143,7 +157,7 @@ class Supervisor:
 
     def _close_child(self) -> None:
         child = self._child
-        assert child is not None and child.stdin is not None and child.stdout is not None
+        assert child is not None and child.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             child.stdin.close()
         try:
@@ -151,12 +165,16 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-        child.stdout.close()
         self._child = None
 
 
-def run_child() -> int:
-    """Be the child of a ``with supervisor`` block: configuration on stdin, a line on stdout."""
+def run_child(readiness: int) -> int:
+    """Be the child of a ``with supervisor`` block, which has its configuration on stdin.
+
+    Args:
+        readiness: the descriptor on which it says, in one line, that it is ready, or why not.
+    """
+    os.set_inheritable(readiness, False)
     configuration = Configuration.from_json(sys.stdin.readline())
     logging.basicConfig(
         level=configuration.log_level,
@@ -169,7 +187,7 @@ def run_child() -> int:
         if not said.is_set():
             said.set()
             with contextlib.suppress(BrokenPipeError):
-                os.write(sys.stdout.fileno(), (line + "\n").encode())
+                os.write(readiness, (line + "\n").encode("utf-8", "backslashreplace"))
 
     try:
         event_loop.raise_descriptor_limit()

@@ -1,0 +1,78 @@
+"""`with aembus.Supervisor(...)`: how the bus's process starts, speaks and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import aembus
+from aembus.cli import buses
+from tests.support.running import until
+
+LINES = 200
+LINE = "x" * 1000  # more than a pipe holds, together
+
+
+def talkative(bus: aembus.Bus) -> None:
+    """Entry point: prints, as everybody's does."""
+    print("it starts", flush=True)
+    done = bus.point("done")
+
+    @bus.on("work")
+    def work(event: aembus.Event) -> None:
+        print(LINE, flush=True)
+        done.activate()
+
+
+def slow(bus: aembus.Bus) -> None:
+    """Entry point: says that it is there, and takes its time."""
+    Path(sys.argv[1]).touch()
+    time.sleep(60)
+
+
+def test_what_workers_print_is_printed(
+    bus_name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It goes where the program's own output goes, holds nobody up, and is no message of ours."""
+    spec = aembus.WorkerSpec("w", "tests.supervisor.test_supervisor:talkative")
+    with (
+        aembus.Supervisor(bus_name, workers=[spec], state_directory=tmp_path),
+        aembus.connect(bus_name) as client,
+    ):
+        done: list[aembus.Event] = []
+        client.register("done", done.append)
+        for _ in range(LINES):
+            client.activate("work", timeout=20.0)
+        until("all are done", lambda: client.poll(0.05) * 0 or len(done) == LINES)
+    printed = capfd.readouterr().out.splitlines()
+    assert printed == ["it starts", *[LINE] * LINES]
+
+
+def test_ctrl_c_while_it_starts_leaves_no_bus(bus_name: str, tmp_path: Path) -> None:
+    """Whoever goes on after it finds no process and no name."""
+    there = tmp_path / "there"
+    spec = aembus.WorkerSpec(
+        "w", "tests.supervisor.test_supervisor:slow", arguments=(os.fspath(there),)
+    )
+    supervisor = aembus.Supervisor(
+        bus_name, workers=[spec], state_directory=tmp_path, stop_timeout_s=0.5
+    )
+
+    def interrupt() -> None:
+        until("the worker starts", there.exists)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    interrupting.start()
+    with pytest.raises(KeyboardInterrupt):
+        supervisor.__enter__()
+    interrupting.join()
+    assert buses.left_in_shared_memory(bus_name) == []
+    with pytest.raises(aembus.SupervisorError, match="inside its with block"):
+        supervisor.pid  # noqa: B018
