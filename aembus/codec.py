@@ -48,6 +48,9 @@ EXT_ENUM: Final = 10
 EXT_TUPLE: Final = 11
 EXT_LAST: Final = 31
 
+INT_MIN: Final = -(1 << 63)  # of those that msgpack has itself
+INT_MAX: Final = (1 << 64) - 1
+
 _PLAIN: Final[tuple[Any, ...]] = (int, str, tuple, list, dict, float, bytes)
 
 _Class = TypeVar("_Class", bound=type)
@@ -115,7 +118,7 @@ def _extend(value: Any) -> Any:
     if isinstance(value, dt.timedelta):
         parts = (value.days, value.seconds, value.microseconds)
         return msgpack.ExtType(EXT_TIMEDELTA, msgpack.packb(parts))
-    if kind is int:
+    if isinstance(value, int) and not INT_MIN <= value <= INT_MAX:
         size = value.bit_length() // 8 + 1
         return msgpack.ExtType(EXT_INT, value.to_bytes(size, "big", signed=True))
     if isinstance(value, (set, frozenset)):

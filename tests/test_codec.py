@@ -78,6 +78,18 @@ def test_plain_data_is_plain_msgpack() -> None:
     assert codec.decode(codec.encode(data)) == [1, "two", b"three", [4.5, None], {"k": [True]}]
 
 
+class Mask(enum.IntFlag):
+    LAST = 1 << 80
+
+
+@pytest.mark.parametrize("value", [Mask.LAST, -Mask.LAST, Mask(1)], ids=repr)
+def test_an_int_of_a_subclass_arrives_as_an_int(value: int) -> None:
+    """However large it is."""
+    (arrived,) = codec.decode(codec.encode((value,)))
+    assert (type(arrived), arrived) == (int, int(value))
+    assert codec.decode(codec.encode(({value: {value}},))) == [{int(value): {int(value)}}]
+
+
 class Unknown:
     pass
 

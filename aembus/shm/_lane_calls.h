@@ -17,7 +17,8 @@ int lane_is_plain_call(const Header *header, PyObject *payload);
  * stay in hand; -1 with an exception set.
  *
  * By the caller's Publisher in `publishers`, a dictionary by incarnations; else by calling
- * `answer(record, result, event)`, which returns False if it cannot be sent.  Python code may run: look again whether the lane is open.
+ * `answer(record, result, event)`, which returns False if it cannot be sent.  Python code may run:
+ * look again whether the lane is open.
  */
 int lane_answer(Consumer *self, const Taken *taken, PyObject *payload, PyObject *result,
                 PyObject *event, PyObject *publishers, PyObject *answer);

@@ -43,7 +43,8 @@ PyObject *lane_consumer_take_numbers(Consumer *self, PyObject *budget_object)
     Py_ssize_t budget = PyLong_AsSsize_t(budget_object);
     if ((budget == -1 && PyErr_Occurred()) || memory_check(&self->memory) < 0)
         return NULL;
-    if (budget < 1 || self->returned != NULL || load(word_at(&self->memory, LANE_TAIL)) == self->taken)
+    if (budget < 1 || self->returned != NULL ||
+        load(word_at(&self->memory, LANE_TAIL)) == self->taken)
         Py_RETURN_NONE;
     if ((uint64_t)budget > self->memory.capacity) /* a lane never holds more */
         budget = (Py_ssize_t)self->memory.capacity;

@@ -17,7 +17,7 @@ typedef struct {
     vectorcallfunc vectorcall;
     PyObject *function;
     State *module;
-    /* Of PlainActivate: the names of keyword arguments that the function takes, borrowed; or NULL. */
+    /* Of PlainActivate: the names of the keyword arguments that the function takes; or NULL. */
     PyObject *key;
     PyObject *timeout;
     PyObject *ttl;

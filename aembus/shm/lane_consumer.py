@@ -228,9 +228,8 @@ class LaneConsumer:
             stopping: end the run after a handler once its only byte is not 0.
             publishers, answer: how calls are answered: by the caller's incarnation, and by
                 ``answer(record, result, event)``; if that returns False the call stays in hand.
-                With these calls that nobody else waits for are plain to the lane in C; here they
-                are left to `take`.  Without them, in a host of services, calls that get no answer
-                are plain.
+                With these calls that nobody else waits for are plain to the lane in C, and left to
+                `take` here; without, in a host of services, those that get no answer are plain.
 
         Returns how many were run.  What a handler raises comes through; its record is `in_hand`
         then, started and not finished.  Raises CorruptLane as `take` does.
