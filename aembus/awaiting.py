@@ -17,7 +17,6 @@ from aembus.calls import MEMBER_GONE, Answer, Calls, Waiting, answer_of
 from aembus.errors import AembusError, CallFailed, CallTimeout
 from aembus.listening import LoopListener
 from aembus.options import WAIT
-from aembus.refusals import no_room
 from aembus.routes import Route
 from aembus.routing import Target
 from aembus.sender import FAILS, FULL, IN_TURN, LOOK_AGAIN_S, Job, Sender
@@ -52,7 +51,7 @@ class Awaiting:
         chosen = route.turn if job.key_hash == IN_TURN else job.key_hash  # as Sender.activate
         targets = functools.partial(self._sender.chosen, route, chosen, job)
         if jobs == FAILS:
-            raise no_room(route.point, 0.0, targets())
+            raise self._sender.no_room(route.point, 0.0, targets())
         attempt = functools.partial(self._sender.try_activate_chosen, route, chosen, job)
         return await self._when_room(route, attempt, targets, timeout_s, route.point)
 
@@ -132,7 +131,7 @@ class Awaiting:
         sent = FULL if self._is_waited_for(queue) else send()
         if sent == FULL:
             if target.full != WAIT:
-                raise no_room(what, 0.0, (target,))
+                raise self._sender.no_room(what, 0.0, (target,))
             left_s = deadline - time.monotonic()
             sent = await self._when_room(queue, send, lambda: (target,), left_s, what)
         return sent
@@ -166,7 +165,7 @@ class Awaiting:
                                 async with asyncio.timeout(LOOK_AGAIN_S):
                                     await self.listener.until_room(has_come)
             except TimeoutError:
-                raise no_room(what, timeout_s, targets()) from None
+                raise self._sender.no_room(what, timeout_s, targets()) from None
         if jobs == FAILS:
-            raise no_room(what, 0.0, targets())
+            raise self._sender.no_room(what, 0.0, targets())
         return jobs

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from aembus.errors import InboxFull, JobTooLarge
 from aembus.options import DROP, FAIL
-from aembus.routing import Target
+from aembus.routing import Member, Target
 
 
-def no_room(what: str, timeout_s: float, targets: Sequence[Target]) -> InboxFull:
+def no_room(
+    what: str, timeout_s: float, targets: Sequence[Target], members: Mapping[int, Member]
+) -> InboxFull:
     """Return what to raise when the time-out is over, or nobody is to be waited for.
 
     Args:
         what: a point's name, or what else was to be sent.
         timeout_s: how long there was to wait.
         targets: who was concerned.
+        members: who has which slot.
     """
-    slots = [target.slot for target in targets if target.full != DROP]
-    failing = [target.slot for target in targets if target.full == FAIL]
-    found = f"for={what!r}, timeout_s={timeout_s}, slots={slots}"
+
+    def names(wanted: Iterable[Target]) -> list[str]:
+        slots = [target.slot for target in wanted]
+        return [members[s].name if s in members else f"slot {s}" for s in slots]
+
+    waited_for = names(target for target in targets if target.full != DROP)
+    failing = names(target for target in targets if target.full == FAIL)
+    found = f"for={what!r}, timeout_s={timeout_s}, members={waited_for}"
     if failing:
         return InboxFull(
             "no room, nothing was sent; nobody is to wait for an event that is registered "
-            f"with full='fail', {found}, failing slots={failing}"
+            f"with full='fail', {found}, failing={failing}"
         )
     return InboxFull(
-        "no room within the time-out, nothing was sent; wait longer (timeout=), "
-        f"add workers, or give the supervisor larger lanes (lane_bytes), {found}"
+        "no room within the time-out, nothing was sent; see that these members run, wait longer "
+        f"(timeout=), add workers, or give the supervisor larger lanes (lane_bytes), {found}"
     )
 
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeVar
 
-from aembus.errors import AembusError, BusBroken, BusClosed
+from aembus.errors import AembusError, BusBroken, BusClosed, InboxFull
 from aembus.gate import Decision, Deferred, Gate
 from aembus.options import DROP, FAIL, WAIT
 from aembus.peers import Peers
@@ -446,9 +446,13 @@ class Sender:
                     return jobs
                 left_s = deadline - self.clock()
                 if jobs == FAILS or left_s <= 0:
-                    raise no_room(what, timeout_s, targets)
+                    raise self.no_room(what, timeout_s, targets)
                 ready = lambda: self.refuses or awaited.has_come()  # noqa: B023, E731
                 self._wait(ready, min(left_s, LOOK_AGAIN_S))
+
+    def no_room(self, what: str, timeout_s: float, targets: Sequence[Target]) -> InboxFull:
+        """Return what to raise where there is no room, see `aembus.refusals`."""
+        return no_room(what, timeout_s, targets, self.routing.members)
 
     def _awaited(self, targets: Sequence[Target]) -> Awaited:
         # Call it with the lock.

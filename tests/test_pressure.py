@@ -132,7 +132,7 @@ def test_one_that_fails_makes_the_activation_fail_at_once(bus: str) -> None:
         point = sender.point("p")
         sent = fill(point)
         free.register("p", lambda event, *data: None)
-        with pytest.raises(aembus.InboxFull, match=rf"full='fail'.*'p'.*slots=\[{full.slot}"):
+        with pytest.raises(aembus.InboxFull, match=f"failing=..{full.member_name}"):
             point.activate(0, timeout=LONG_S)
         assert not point.try_activate(0)
         with pytest.raises(aembus.InboxFull):

@@ -81,7 +81,7 @@ def test_full_is_said_at_once_or_after_the_time(bus_name: str, owners: Owners) -
         jobs = fill(alone)
         assert alone.try_activate("late") == FULL
         with pytest.raises(
-            InboxFull, match=r"nothing was sent.*for='here', timeout_s=0.0, slots=.0"
+            InboxFull, match=r"nothing was sent.*for='here', timeout_s=0.0, members=."
         ):
             alone.activate("late", timeout_s=0.0)
         assert not owners.room_wanted(0)

@@ -25,6 +25,7 @@ from aembus.supervisor.restarts import GiveUp, Restart, RestartHistory, decide
 log = logging.getLogger("aembus")
 
 PROGRAM: Final = "aembus.worker"
+COME_UP_S: Final = 10.0  # after so long it is told what the first start waits for
 SPAWN_AGAIN_S: Final = 0.5  # after a process could not be made: no descriptors, no memory
 
 
@@ -171,6 +172,17 @@ class Workers:
         worker.finished_at_start = self._finished(worker.name)
         process, pidfd = self._start_process(worker)
         self._take_on(worker, process, pidfd)
+        asyncio.get_running_loop().call_later(COME_UP_S, self._say_not_up, worker, process.pid)
+
+    @staticmethod
+    def _say_not_up(worker: Worker, pid: int) -> None:
+        process = worker.process
+        if not worker.history.ever_ready and process is not None and process.pid == pid:
+            log.warning(
+                "worker %s (pid %d) has not come up in %g s; its entry point %s must return, or "
+                "run the bus",
+                *(worker.name, pid, COME_UP_S, worker.spec.entry_point),
+            )
 
     def spawn_successor(self, worker: Worker) -> Successor:
         """Start a process that is to take the worker's place."""

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 import aembus
 from aembus.cli import buses
-from tests.cli.support import running
+from tests.cli.support import environment, running
 
 APPLICATION = """
 import sys
@@ -126,3 +128,33 @@ def test_a_worker_that_is_killed_is_replaced_and_counted(directory: Path, bus_na
         ": 1 job delivered, 0 failed, 0 dead-lettered, 1 restart"
     )
     assert "Traceback" not in ended.err
+
+
+WAITING = """
+import pathlib, time
+
+def main(bus):
+    while not pathlib.Path("go on").exists():
+        time.sleep(0.005)
+"""
+
+
+def test_an_entry_point_that_does_not_return_is_named(tmp_path: Path, bus_name: str) -> None:
+    """Who waits for a start is told which worker that waits for; when it comes up, all is well."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    code = (
+        "import sys; from aembus.cli.main import main; from aembus.supervisor import workers;"
+        f"workers.COME_UP_S = 0.1; sys.exit(main(['run', 'waiting:main', '--bus', {bus_name!r}]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(tmp_path), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        assert process.stdout is not None
+        said = process.stderr.readline()
+        assert re.search(r"worker waiting-1 \(pid \d+\) has not come up .* waiting:main must", said)
+        (tmp_path / "go on").touch()
+        assert "1 worker" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
