@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from aembus.codec import encode
-from aembus.errors import AembusError, JobTooLarge
+from aembus.errors import AembusError, JobTooLarge, text_of
 from aembus.routing import Target
 from aembus.sender import FULL, Job, Sender
 from aembus.shm import layout
@@ -39,12 +39,8 @@ class Failure(NamedTuple):
 
 def failure_of(error: BaseException) -> Failure:
     """Return an exception as text that can be encoded, whatever it holds."""
-    try:
-        text = str(error)
-    except Exception:  # its own fault must not cost the caller the answer
-        text = "<its text cannot be had>"
     trace = "".join(traceback.format_exception(error))
-    return Failure(type(error).__name__, _plain(text), _plain(trace))
+    return Failure(type(error).__name__, text_of(error), _plain(trace))
 
 
 class Answers:

@@ -31,6 +31,7 @@ from aembus.errors import (
     ControlError,
     PermissionRefused,
     VersionMismatch,
+    text_of,
 )
 from aembus.masking import masked
 from aembus.shm import names
@@ -89,8 +90,7 @@ def _unpack(body: bytearray) -> dict[str, Any]:
 
 def error_to_frame(error: BaseException) -> dict[str, str]:
     """Return an error as it travels: its type's name and its text."""
-    text = str(error).encode("utf-8", "backslashreplace").decode()  # no surrogates
-    return {"type": type(error).__name__, "text": text}
+    return {"type": type(error).__name__, "text": text_of(error)}
 
 
 def error_from_frame(frame: dict[str, str]) -> AembusError:

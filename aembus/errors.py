@@ -152,3 +152,15 @@ class ProcessNotFound(ServiceError):
 
 class ServiceLoadError(ServiceError):
     """A service could not be loaded; what ran before still runs."""
+
+
+def text_of(error: BaseException) -> str:
+    """Return an exception's text so that it can be sent: its own faults cost nobody the answer.
+
+    What is no Unicode (a file's name that is no UTF-8, for instance) is written as its escape.
+    """
+    try:
+        text = str(error)
+    except Exception:
+        return "<its text cannot be had>"
+    return text.encode("utf-8", "backslashreplace").decode()

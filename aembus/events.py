@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 from aembus.answers import Answers, Failure, failure_of
 from aembus.callchain import Chain, unwrap
 from aembus.codec import decode
-from aembus.errors import AembusError, ControlError, JobFailed, JobNotInHand, Refused
+from aembus.errors import AembusError, ControlError, JobFailed, JobNotInHand, Refused, text_of
 from aembus.event import Event, awaited
 from aembus.held import HeldJobs
 from aembus.job import Job
@@ -205,8 +205,9 @@ class EventStruct:
                 record.lane.done(record)
                 self._count_delivered(event)
             elif isinstance(failed, JobFailed):
-                log.error("held job of %r failed: %s", event, failed)
-                self._fail(record, event, f"failed: {failed}", Failure("JobFailed", str(failed)))
+                text = text_of(failed)
+                log.error("held job of %r failed: %s", event, text)
+                self._fail(record, event, f"failed: {text}", Failure("JobFailed", text))
             else:  # what an `async def` handler has raised
                 self._raised(record, event, failed)
         if settled:

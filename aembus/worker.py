@@ -21,7 +21,7 @@ from typing import Any, Final
 from aembus.bus import Bus
 from aembus.control import ControlClient
 from aembus.coroutines import is_coroutine
-from aembus.errors import AembusError, BusBroken, SupervisorError
+from aembus.errors import AembusError, BusBroken, SupervisorError, text_of
 
 GRACE_S: Final = 5.0  # how long the job in hand may take after the supervisor's death
 EXIT_BROKEN: Final = 1
@@ -77,10 +77,10 @@ def run_worker(configuration: dict[str, Any]) -> int:
     except BusBroken:
         return EXIT_BROKEN
     except AembusError as error:
-        return _report_not_started(bus_name, name, f"{type(error).__name__}: {error}")
+        return _report_not_started(bus_name, name, f"{type(error).__name__}: {text_of(error)}")
     except Exception as error:
         log.exception("worker %s: its entry point %s raised", name, spec)
-        return _report_not_started(bus_name, name, f"{type(error).__name__}: {error}")
+        return _report_not_started(bus_name, name, f"{type(error).__name__}: {text_of(error)}")
     try:
         bus.run()
     except BusBroken as error:

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aembus.control import ControlClient, error_to_frame
-from aembus.errors import AembusError, ControlError, ServiceLoadError
+from aembus.errors import AembusError, ControlError, ServiceLoadError, text_of
 from aembus.hosting import event_loop
 from aembus.hosting.hosted import STATE_DRAINING, Hosted
 from aembus.hosting.hosting import Hosting
@@ -233,7 +233,7 @@ async def _host(configuration: dict[str, Any]) -> int:
     try:
         return await HostProcess(configuration).run()
     except AembusError as error:
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {text_of(error)}"
         report = functools.partial(_report_not_started, configuration, text)
         await asyncio.to_thread(report)
         return EXIT_NOT_STARTED

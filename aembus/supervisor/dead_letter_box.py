@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class DeadLetterBox:
             directory = Path(state_directory or letter_file.default_directory(bus))
             self.path = letter_file.path_in(directory)
         else:
-            self.path = Path(self._control.request("dead_file")["path"])
+            self.path = Path(os.fsdecode(self._control.request("dead_file")["path"]))
 
     def list(self, *, point: str | None = None, reason: str | None = None) -> list[Letter]:
         """Return the letters, oldest first.

@@ -8,6 +8,7 @@ the lane; a supervisor that is killed in between has it still, and the job's lan
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import Any, Final
 
@@ -46,7 +47,7 @@ class Replay:
 
     async def file(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Say where the letters are."""
-        return {"path": str(self._dead_letters.path)}
+        return {"path": os.fsencode(self._dead_letters.path)}  # it may be no UTF-8
 
     async def drop(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Remove letters."""
