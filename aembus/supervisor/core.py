@@ -46,7 +46,7 @@ from aembus.supervisor.members import (
     Members,
 )
 from aembus.supervisor.operations import Operations
-from aembus.supervisor.ownership import BusLock, sweep
+from aembus.supervisor.ownership import BusLock, state_owned, sweep
 from aembus.supervisor.places import Places
 from aembus.supervisor.publication import Publication
 from aembus.supervisor.replay import Replay
@@ -118,7 +118,8 @@ class SupervisorProcess:
             removed = sweep(self._bus)
             if removed:
                 log.info("removed %d names that an earlier supervisor left", len(removed))
-            return await self._run_locked()
+            with state_owned(self._configuration.state_directory):
+                return await self._run_locked()
         finally:
             sweep(self._bus)
             lock.release()

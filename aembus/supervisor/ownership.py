@@ -1,5 +1,7 @@
 """Who owns a bus: the lock that its supervisor holds, and the sweep of what a killed one left.
 
+A state directory that was chosen has one, too: two buses would take each other's dead letters.
+
 The kernel drops the lock at the holder's death, however it died, so nobody has to guess from a
 PID or a time-out.  Whoever holds the lock may remove everything else under the bus's name.
 """
@@ -10,14 +12,18 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from aembus.errors import BusAlreadyRunning, OpenError, PermissionRefused
+from aembus.errors import BusAlreadyRunning, OpenError, PermissionRefused, SupervisorError
 from aembus.shm import layout, names, registry
 from aembus.shm.segment import no_space
+
+log = logging.getLogger("aembus")
 
 PROBE_S_MAX: Final = 0.1  # longer than `lock_holder` ever holds a lock
 
@@ -134,3 +140,35 @@ def sweep(bus: str) -> list[Path]:
         names.control_path(bus).unlink()
         removed.append(names.control_path(bus))
     return removed
+
+
+@contextlib.contextmanager
+def state_owned(chosen: str | None) -> Iterator[None]:
+    """Keep other buses from writing into a state directory, which is made if it is not there.
+
+    Args:
+        chosen: None: it is where nobody else's is.
+
+    Raises: SupervisorError if one does already.
+    """
+    if chosen is None:
+        yield
+        return
+    directory, descriptor = Path(chosen), -1
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise SupervisorError(
+            "another bus keeps its dead letters in this directory; give each bus one of its own "
+            f"(state_directory), directory={str(directory)!r}"
+        ) from error
+    except OSError as error:  # the first letter will tell
+        log.error("the state directory cannot be locked, directory=%s: %s", directory, error)
+    try:
+        yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)

@@ -39,6 +39,7 @@ class Replay:
         self._sender = sender
         self._hosting = hosting
         self._under_way: set[str] = set()
+        self._sent: set[str] = set()  # and their letters could not be removed yet
         self._turn = 0
 
     def table(self) -> dict[str, Operation]:
@@ -52,9 +53,11 @@ class Replay:
     async def drop(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Remove letters."""
         try:
-            return {"dropped": self._dead_letters.remove(request["ids"])}
+            dropped = self._dead_letters.remove(request["ids"])
         except OSError as error:
             raise ControlError(f"dead letters cannot be removed: {error}") from error
+        self._sent.difference_update(dropped)
+        return {"dropped": dropped}
 
     async def replay(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Send letters back; say which were, and of the others why not."""
@@ -79,6 +82,8 @@ class Replay:
         return {"replayed": replayed, "refused": refused}
 
     async def _replay_one(self, name: str, until: float) -> str:
+        if name in self._sent:
+            return self._remove(name)
         letter = self._dead_letters.get(name)
         if letter is None:
             return "there is no such letter"
@@ -89,11 +94,19 @@ class Replay:
                 return target
             sent = self._hosting.send_now(target, Job(letter["payload"], letter["key_hash"]))
             if sent == 1:
-                self._dead_letters.remove([name])
-                return ""
+                self._sent.add(name)
+                return self._remove(name)
             if time.monotonic() >= until:
                 return NO_ROOM
             await asyncio.sleep(ROOM_CHECK_S)  # for room, or until the registry is without it
+
+    def _remove(self, name: str) -> str:
+        try:
+            self._dead_letters.remove([name])
+        except OSError as error:  # a full disk: to be asked for again, and sent only once
+            return f"it is sent, and its letter cannot be removed: {error}"
+        self._sent.discard(name)
+        return ""
 
     def _destination(self, letter: Letter) -> Target | str:
         point, event, group = letter["point"], letter["event"], letter["group"]

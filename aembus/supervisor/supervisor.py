@@ -44,7 +44,8 @@ class Supervisor:
         handler_timeout_s: for how long a handler may run.  A worker whose handler runs longer gets
             SIGABRT, for which it dumps its stack to standard error, and 2 seconds later SIGKILL;
             it is replaced, and the job counts a death.  None: for ever.
-        state_directory: where dead letters are kept; default $XDG_STATE_HOME/aembus/<bus>.
+        state_directory: where dead letters are kept, of this bus alone; default
+            $XDG_STATE_HOME/aembus/<bus>.
         log_level: of the supervisor's child and of the workers.
 
     Raises: SupervisorError, OpenError for values that do not fit.

@@ -101,6 +101,7 @@ def test_a_registry_that_is_full_has_room_for_its_members(bus: str) -> None:
 def test_who_departs_waits_until_its_jobs_can_be_kept(bus: str, tmp_path: Path) -> None:
     """A disk that is full for a while costs no job and no slot."""
     state = tmp_path / "state"
+    state.rmdir()
     state.touch()  # no directory can be made there
     with aembus.connect(bus) as client:
         with aembus.connect(bus, name="gone", keep=0.0) as gone:
@@ -119,6 +120,36 @@ def test_who_departs_waits_until_its_jobs_can_be_kept(bus: str, tmp_path: Path) 
         assert adds_up(statistics(bus)["totals"])
 
 
+def test_a_letter_that_cannot_be_removed_is_sent_once(bus: str, tmp_path: Path) -> None:
+    """A disk that is full when a dead letter was replayed: the next replay removes it only."""
+    with aembus.connect(bus) as client, aembus.DeadLetterBox(bus) as box:
+        got: list[int] = []
+
+        @client.on("picky")
+        def picky(event: aembus.Event, number: int) -> None:
+            got.append(number)
+            if len(got) <= 2:
+                raise ValueError(number)
+
+        for number in (1, 2):
+            client.activate("picky", number)
+        until("both are kept", lambda: client.poll(0.05) * 0 or len(box.list()) == 2)
+        first, second = (letter["id"] for letter in box.list())
+        assert box.replay([first]).replayed == [first]
+        supervisor = statistics(bus)["supervisor"]["pid"]
+        size = box.path.stat().st_size
+        limits = resource.prlimit(supervisor, resource.RLIMIT_FSIZE)
+        resource.prlimit(supervisor, resource.RLIMIT_FSIZE, (size, limits[1]))
+        (reason,) = box.replay([second]).refused.values()
+        assert "it is sent, and its letter cannot be removed" in reason
+        resource.prlimit(supervisor, resource.RLIMIT_FSIZE, limits)
+        assert box.replay([second]).replayed == [second]
+        assert box.list() == []
+        until("what was sent is there", lambda: client.poll(0.05) * 0 or len(got) == 4)
+        assert client.poll() == 0
+        assert got == [1, 2, 1, 2]
+
+
 def test_a_bus_ends_although_its_jobs_cannot_be_kept(
     bus_name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +163,7 @@ def test_a_bus_ends_although_its_jobs_cannot_be_kept(
         idle.publish_registrations()
         for number in range(3):
             assert idle.activate("idle", number) == 1
+        state.rmdir()
         state.touch()  # no directory can be made there
         control = ControlClient(bus_name)
         control.request("stop")

@@ -76,3 +76,13 @@ def test_ctrl_c_while_it_starts_leaves_no_bus(bus_name: str, tmp_path: Path) -> 
     assert buses.left_in_shared_memory(bus_name) == []
     with pytest.raises(aembus.SupervisorError, match="inside its with block"):
         supervisor.pid  # noqa: B018
+
+
+def test_two_buses_have_two_state_directories(bus_name: str, tmp_path: Path) -> None:
+    """In one they would write over each other's dead letters; the second is told at its start."""
+    with aembus.Supervisor(bus_name, state_directory=tmp_path / "state"):
+        second = aembus.Supervisor(f"{bus_name}-2", state_directory=tmp_path / "state")
+        with pytest.raises(aembus.SupervisorError, match="another bus keeps its dead letters"):
+            second.__enter__()
+    with aembus.Supervisor(f"{bus_name}-2", state_directory=tmp_path / "state"):
+        pass
