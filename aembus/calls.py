@@ -144,7 +144,7 @@ class Calls:
                 raise CallFailed(MEMBER_GONE, f"nobody to call, call={what!r}, target={target}")
             self._await([waiting], deadline)
         finally:
-            self.end(waiting)
+            del self._waiting[waiting.reply_id]  # as `end`; Ctrl-C does not come before this
         if waiting.answer is None:
             raise CallTimeout(f"no answer in time, call={what!r}, timeout_s={timeout_s}")
         return waiting.result()[0]
@@ -228,7 +228,7 @@ class Calls:
                 elif self._sender.clock() >= deadline:
                     raise CallTimeout(f"nobody stayed, point={point!r}, timeout_s={timeout_s}")
             finally:
-                self.end(waiting)
+                del self._waiting[waiting.reply_id]  # as above
 
     def _await_unanswered(
         self, waiting: Waiting, may_look: bool, has_looked: bool, deadline: float
@@ -271,9 +271,11 @@ class Calls:
         """See ActivationPoint.call_all."""
         deadline = self._sender.clock() + timeout_s
         targets, names = self.everyone(point)
-        calls = [self.begin() for _ in targets]
+        calls: list[Waiting] = []
         errors: list[AembusError | None] = [None] * len(targets)
         try:
+            for _ in targets:
+                calls.append(self.begin())  # noqa: PERF401  # Ctrl-C finds each one in the list
             for number, (waiting, target) in enumerate(zip(calls, targets, strict=True)):
                 try:
                     job = self.request(waiting, target, point, data, IN_TURN, 0, deadline)
@@ -285,8 +287,10 @@ class Calls:
             asked = [w for w, error in zip(calls, errors, strict=True) if error is None]
             self._await(asked, deadline)
         finally:
-            for waiting in calls:
-                self.end(waiting)
+            try:
+                self._end_all(calls)
+            finally:  # again, if a signal handler raised in the middle
+                self._end_all(calls)
         timed_out = f"no answer in time, point={point!r}, timeout_s={timeout_s}"
         return [
             answer_of(name, waiting, error, timed_out)
@@ -355,6 +359,10 @@ class Calls:
     def end(self, waiting: Waiting) -> None:
         """Wait no longer: an answer that comes now is late."""
         del self._waiting[waiting.reply_id]
+
+    def _end_all(self, calls: Sequence[Waiting]) -> None:
+        for waiting in calls:
+            self._waiting.pop(waiting.reply_id, None)
 
     def _job(
         self,

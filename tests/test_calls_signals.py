@@ -1,11 +1,11 @@
-"""Ctrl-C, and signal handlers that take replies, at every bytecode of taking replies."""
+"""Ctrl-C, and signal handlers that take replies, at every bytecode of calls."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
@@ -23,6 +23,7 @@ from tests.support.interruption import (
     every_ctrl_c,
     handler,
     interrupt,
+    untraced,
 )
 from tests.support.lanes import implementations, use
 
@@ -35,6 +36,34 @@ class Caller:
         self._bus = stack.enter_context(aembus.connect(bus))
         self._callee.register("p", lambda event, number: number)
         self._calls = self._bus._membership.calls
+        self._wait = self._bus._inbox.wait
+        self._bus._inbox.wait = self._answer_and_wait  # type: ignore[method-assign]
+        self._point = self._bus.point("p")
+        self.call(0)  # opens the lanes
+
+    def _answer_and_wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+        with untraced():
+            self._callee.poll()
+        return self._wait(ready, timeout_s)
+
+    def call(self, number: int) -> object:
+        """Call by the long way, and return the answer."""
+        self._bus._sender.routes.drop_publishers()
+        return self._point.call(number, timeout=LONG_S)
+
+    def call_all(self, number: int) -> list[aembus.Answer]:
+        """Call all, of whom there is one."""
+        return self._point.call_all(number, timeout=LONG_S)
+
+    def clear_up(self) -> None:
+        """Have what was sent answered, and take that."""
+        self._callee.poll()
+        self.take()
+
+    @property
+    def under_way(self) -> int:
+        """How many calls wait for answers."""
+        return len(self._calls._waiting)
 
     def _ask(self) -> list[Waiting]:
         calls, deadline = self._calls, time.monotonic() + LONG_S
@@ -114,3 +143,31 @@ def test_a_handler_may_take_replies_and_raise(caller: Caller) -> None:
 
     with handler(signal.SIGUSR1, take_and_raise):
         assert every_bytecode(at_signal, caller.run) > 50
+
+
+def test_ctrl_c_leaves_no_call_behind(caller: Caller) -> None:
+    """Wherever Ctrl-C falls in a call, nobody waits for its answer, and the next one is looked for.
+
+    A process with another call under way does not look for answers before it sleeps.
+    """
+
+    def run(at: At) -> None:
+        with contextlib.suppress(KeyboardInterrupt), at:
+            assert caller.call(3) == 3
+        caller.clear_up()
+        assert not caller.under_way, at.where
+        assert caller.call(4) == 4
+
+    assert every_ctrl_c(run) > 200
+
+
+def test_ctrl_c_leaves_none_of_several_calls_behind(caller: Caller) -> None:
+    """The same for all that are called at once."""
+
+    def run(at: At) -> None:
+        with contextlib.suppress(KeyboardInterrupt), at:
+            assert [answer.value for answer in caller.call_all(3)] == [3]
+        caller.clear_up()
+        assert not caller.under_way, at.where
+
+    assert every_ctrl_c(run) > 200
