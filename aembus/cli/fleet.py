@@ -130,9 +130,12 @@ def upgrade(arguments: argparse.Namespace) -> int:
                     step_s=arguments.timeout,
                     timeout_s=STEPS_MAX * arguments.timeout + ANSWER_S,
                 )
-            except BaseException:
+            except BaseException as error:
                 if not arguments.json:
-                    print(f"goes on as it was ({number - 1} of {len(names)} upgraded)", flush=True)
+                    # Who interrupts this does not interrupt the supervisor.
+                    interrupted = isinstance(error, KeyboardInterrupt)
+                    what = "may be upgraded yet" if interrupted else "goes on as it was"
+                    print(f"{what} ({number - 1} of {len(names)} upgraded)", flush=True)
                 raise
             rolled.append(answer)
             if not arguments.json:
