@@ -24,6 +24,7 @@ from aembus.shm import layout
 log = logging.getLogger("aembus")
 
 CUT: Final = 40  # characters of type and text that are kept of what does not fit otherwise
+TEXT_CHARACTERS_MAX: Final = 64 * 1024  # of one text: an exception may quote all that it was given
 NS: Final = 1_000_000_000
 
 _FLAGS, _SLOT, _DEADLINE_NS, _REPLY_ID, _INCARNATION = 2, 3, 7, 8, 9  # in a record's header
@@ -40,7 +41,7 @@ class Failure(NamedTuple):
 def failure_of(error: BaseException) -> Failure:
     """Return an exception as text that can be encoded, whatever it holds."""
     trace = "".join(traceback.format_exception(error))
-    return Failure(type(error).__name__, text_of(error), _plain(trace))
+    return Failure(type(error).__name__, plain_text(text_of(error)), plain_text(trace))
 
 
 class Answers:
@@ -88,7 +89,7 @@ class Answers:
 
     def failed(self, header: Sequence[int], failure: Failure, event: str = "") -> bool:
         """Send back that a call failed."""
-        texts = [_plain(text) for text in (*failure, event)]
+        texts = [plain_text(text) for text in (*failure, event)]
         cut = [texts[0][:CUT], texts[1][:CUT], "", ""]
         for fewer in (texts, [*texts[:2], "", texts[3]], cut):
             with contextlib.suppress(JobTooLarge):
@@ -126,5 +127,10 @@ class Answers:
         return True
 
 
-def _plain(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()  # no surrogates, which nobody decodes
+def plain_text(text: str) -> str:
+    """Return a text as it can be sent: cut in the middle, and without surrogates."""
+    left_out = len(text) - TEXT_CHARACTERS_MAX
+    if left_out > 0:
+        half = TEXT_CHARACTERS_MAX // 2
+        text = f"{text[:half]} ... {left_out} characters ... {text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode()

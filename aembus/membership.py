@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from aembus.answers import Answers
+from aembus.answers import Answers, plain_text
 from aembus.calls import Calls
 from aembus.control import ControlClient
 from aembus.errors import AembusError, BusBroken
@@ -166,8 +166,8 @@ class Membership:
             lane_class=self.inbox.lane_class(record.lane),
             header=list(record.header),
             payload=record.payload,
-            reason=reason,
-            detail=detail,
+            reason=plain_text(reason),
+            detail=plain_text(detail),
             try_group=try_group,
         )
         return bool(answer["forwarded"])

@@ -20,10 +20,11 @@ def add_what_came(error: BaseException, header: Sequence[int], payload: bytes) -
     Args:
         header, payload: of the job's record.
     """
-    if isinstance(error, TypeError) and "argument" in str(error) and _is_of_the_call(error):
+    if isinstance(error, TypeError):
         with contextlib.suppress(Exception):  # that of the handler is the one to be told
-            data = decode(data_of(header, payload))
-            error.add_note(f"it was called as handler(event, *data), data={reprlib.repr(data)}")
+            if "argument" in str(error) and _is_of_the_call(error):
+                data = decode(data_of(header, payload))
+                error.add_note(f"it was called as handler(event, *data), data={reprlib.repr(data)}")
 
 
 def _is_of_the_call(error: TypeError) -> bool:
