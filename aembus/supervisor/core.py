@@ -113,6 +113,7 @@ class SupervisorProcess:
         worker never came up.  Nothing of the bus is left in either case.
         """
         lanes.check()
+        outside.on_stop_signals(self.stop, lambda: self._workers.signal_all(signal.SIGKILL))
         lock = BusLock(self._bus)
         try:
             removed = sweep(self._bus)
@@ -246,7 +247,6 @@ class SupervisorProcess:
             self._on_hang_up,
             self._on_process_gone,
         )
-        outside.on_stop_signals(self.stop, lambda: self._workers.signal_all(signal.SIGKILL))
         clock = asyncio.ensure_future(outside.watch_clock(self._on_clock_step))
         parent = asyncio.ensure_future(self._stop_with_parent())
         watchdog = asyncio.ensure_future(

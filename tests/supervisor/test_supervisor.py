@@ -13,7 +13,7 @@ import pytest
 
 import aembus
 from aembus.cli import buses
-from tests.support.running import until
+from tests.support.running import program, until
 
 LINES = 200
 LINE = "x" * 1000  # more than a pipe holds, together
@@ -86,3 +86,28 @@ def test_two_buses_have_two_state_directories(bus_name: str, tmp_path: Path) -> 
             second.__enter__()
     with aembus.Supervisor(f"{bus_name}-2", state_directory=tmp_path / "state"):
         pass
+
+
+EARLY = """
+import os, signal, sys
+import aembus
+from aembus.supervisor import core
+
+class Lock(core.BusLock):
+    def __init__(self, bus):
+        super().__init__(bus)
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+
+core.BusLock = Lock
+spec = aembus.WorkerSpec("w", "tests.supervisor.test_supervisor:talkative")
+aembus.Supervisor(sys.argv[1], workers=[spec], state_directory=sys.argv[3]).run()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_while_it_starts_leaves_nothing(bus_name: str, tmp_path: Path, name: str) -> None:
+    """From its first name on it ends in order."""
+    command = [sys.executable, "-c", EARLY, bus_name, name, os.fspath(tmp_path)]
+    with program(command) as running:
+        assert running.process.wait(20) == 0
+    assert buses.left_in_shared_memory(bus_name) == []
