@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
-from aembus.errors import AembusError, ServiceError
+from aembus.errors import AembusError, ControlError, ServiceError
 from aembus.hosting.hosted import STATE_DRAINING, Hosted
 from aembus.hosting.hosting import Hosting
 from aembus.hosting.versions import STOP_S_MAX, Change
@@ -91,8 +91,11 @@ class Services:
     async def bind(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Bind a member to the newest version of a service, or to the one it names."""
         member = member_of(connection)
+        user = User(member.slot, member.incarnation)
         version = await self._find(member, request["name"], request["version"])
-        self._bindings.bind(version.number, User(member.slot, member.incarnation))
+        if connection.member is not member or member.incarnation != user.incarnation:
+            raise ControlError(f"the process has left meanwhile, pid={connection.pid}")
+        self._bindings.bind(version.number, user)
         return {"service": version.to_document()}
 
     async def _find(self, member: Member, name: str, label: str | None) -> ServiceVersion:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import aembus
 from aembus.control import FRAME_BYTES_MAX, ControlClient, FrameReader, pack_frame
 from aembus.services import Service
 from aembus.shm import names
+from tests.support.peer import peer_of
 from tests.support.running import statistics, until
 
 PLENTY_BYTES = 1 << 20
@@ -34,39 +32,6 @@ class Odd(Service):
     def statistics(self) -> dict[str, Any]:
         """Return no plain data."""
         return {"seen": {1, 2}}
-
-
-class Peer:
-    """Somebody who speaks over the control socket by hand."""
-
-    def __init__(self, bus: str) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20.0)
-        self.socket.connect(str(names.control_path(bus)))
-        self._reader = FrameReader()
-        hello = self.read()
-        self.send({"hello": hello["hello"], "pid": os.getpid()})
-
-    def send(self, message: dict[str, Any]) -> None:
-        self.socket.sendall(pack_frame(message))
-
-    def read(self) -> dict[str, Any]:
-        """Return the next frame; none if the supervisor has hung up."""
-        frames: list[dict[str, Any]] = []
-        while not frames:
-            data = self.socket.recv(65536)
-            if not data:
-                return {}
-            frames = self._reader.feed(data)
-        return frames[0]
-
-
-@contextmanager
-def peer_of(bus: str) -> Iterator[Peer]:
-    """Speak with the supervisor until the end of the block."""
-    peer = Peer(bus)
-    with peer.socket:
-        yield peer
 
 
 def framed(body: bytes) -> bytes:

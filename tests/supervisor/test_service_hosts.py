@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import aembus
 from aembus.cli.main import main
 from aembus.services.base import Caller, HandOver, Host, Service, call
+from tests.support.peer import peer_of
 from tests.support.running import adds_up, statistics, until
 
 pytestmark = pytest.mark.e2e
@@ -54,6 +57,21 @@ class Tally(Service):
     async def take_over(self, handed: HandOver) -> None:
         """See Service."""
         self._sum = handed.data
+
+
+class Gated(Service):
+    """Starts when a file has gone."""
+
+    name = "gated"
+    version = "1"
+
+    async def start(self) -> None:
+        """See Service."""
+        await asyncio.to_thread(self._wait)
+
+    def _wait(self) -> None:
+        while Path(os.environ["GATE"]).exists():
+            time.sleep(0.01)
 
 
 class Broken(Service):
@@ -175,6 +193,30 @@ def test_a_user_that_dies_lets_go(bus_name: str, tmp_path: Path) -> None:
         (worker,) = [m for m in statistics(bus_name)["members"] if m["kind"] == "worker"]
         os.kill(worker["pid"], signal.SIGKILL)
         until("the old one is gone", lambda: [s.users for s in box.list()] == [("w-1",)])
+
+
+def test_who_leaves_while_it_waits_for_a_host_uses_nothing(
+    bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the version could never go."""
+    gate = tmp_path / "gate"
+    monkeypatch.setenv("GATE", str(gate))
+    with running(bus_name, tmp_path, "Gated"), peer_of(bus_name) as peer:
+        peer.send({"id": 1, "op": "join", "kind": "client", "name": "", "keep_s": 0.0})
+        peer.read()
+        gate.touch()
+        (host,) = hosts(bus_name)
+        os.kill(host["pid"], signal.SIGKILL)
+        until("it is replaced", lambda: hosts(bus_name)[0]["state"] == "starting")
+        peer.send({"id": 2, "op": "bind", "name": "gated", "version": None})
+        peer.send({"id": 3, "op": "leave", "keep": False})
+        assert peer.read() == {"id": 3, "result": {}}
+        gate.unlink()
+        answer = peer.read()
+        assert answer["id"] == 2
+        assert "left meanwhile" in answer["error"]["text"]
+        (service,) = statistics(bus_name)["services"]
+        assert service["users"] == []
 
 
 @pytest.mark.parametrize(
