@@ -25,7 +25,7 @@ from .tcp_hand_over import Given, Unpacker, pack
 from .tcp_handshakes import Handshakes
 from .tcp_limits import Deadlines
 from .tcp_listener import Listener, Parts, find_parts
-from .tcp_options import Options
+from .tcp_options import TIME_S_MAX, Options
 from .tcp_outgoing import Outgoing, open_socket
 from .tcp_stream import Stream
 
@@ -128,7 +128,7 @@ class TcpService(Service):
         parts = self._find_parts(address, Options(**given), server_side=False)
         origin = Outgoing(parts, address)
         try:
-            async with asyncio.timeout(connect_s_max):
+            async with asyncio.timeout(min(connect_s_max, TIME_S_MAX)):
                 connected, name = await open_socket(self._loop, address)
         except OSError as error:  # TimeoutError is one
             self.count("connect_errors")
@@ -151,12 +151,12 @@ class TcpService(Service):
     def stop_listening(self, caller: Caller, address: str, drain_s_max: float) -> int:
         """See TcpClient.stop_listening."""
         listener = self._listener(address)
+        due_ns = self.host.now_ns() + int(min(drain_s_max, TIME_S_MAX) * NS)
         for known_as in [known for known, other in self._listeners.items() if other is listener]:
             del self._listeners[known_as]
         self._keep_listeners()
         listener.close()
         theirs = [c for c in self._connections.values() if c.origin is listener]
-        due_ns = self.host.now_ns() + int(drain_s_max * NS)
         for connection in theirs:
             connection.end_by(due_ns)
         return len(theirs)

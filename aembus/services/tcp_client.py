@@ -227,13 +227,18 @@ class TcpClient:
         for host in self._bus.hosts_of(self._service):
             self._bus.call_service(host, "reload", (address,), timeout)
 
-    def send(self, connection: int, data: bytes) -> None:
+    def send(self, connection: int, data: bytes | bytearray | memoryview) -> None:
         """Send bytes down a connection; one that is closed already is left alone, and counted.
 
         What is too long for one job goes in several, in order.
 
-        Raises: InboxFull if the service does not take them in time, BusBroken.
+        Raises: TypeError for what is no bytes, InboxFull if the service does not take them in
+        time, BusBroken.
         """
+        if type(data) is not bytes:
+            if not isinstance(data, bytearray | memoryview):
+                raise TypeError(f"bytes can be sent, and nothing else, data={data!r:.80}")
+            data = bytes(data)
         if connection >> SLOT_SHIFT == self._slot and len(data) <= self._piece_bytes_max:
             self._tell_send(connection, data)
             return

@@ -130,7 +130,10 @@ class Connection:
             self._begun_ns = self._last_ns
             self._look_at_due()
             self.stream.resume()
-        Opening(self, self.origin, self._keeper.handshakes, self._host.now_ns()).begin()
+        try:
+            Opening(self, self.origin, self._keeper.handshakes, self._host.now_ns()).begin()
+        except ValueError as error:  # a server_hostname that can be nobody's
+            self.refuse("handshake_errors", str(error))
 
     def refuse(self, counted_as: str, reason: str) -> None:
         """Close, before it was open."""
@@ -314,14 +317,12 @@ class Connection:
     def fail(self, failure: Failure | None, message: bytes) -> None:
         """Answer a message that nobody else will answer; without a `failure`, close."""
         try:
-            answer = None if failure is None else failure(message)
+            if failure is not None:
+                self._answer(failure(message))
+                return
         except Exception:
             log.exception("the failure answer of connection %d cannot be made", self.id)
-            answer = None
-        if answer is not None:
-            self._answer(answer)
-        else:
-            self.close()
+        self.close()
 
     # --- ending ---------------------------------------------------------------------------------
 

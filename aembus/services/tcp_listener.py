@@ -40,7 +40,10 @@ class Acceptor(Protocol):
     handshakes: Handshakes
 
     def accepted(self, listener: Listener, connected: socket.socket, name: object) -> None:
-        """Take a connection up; it is counted in already, unless a proxy is to say whose it is."""
+        """Take a connection up; it is counted in already, unless a proxy is to say whose it is.
+
+        Raises: what its framer does when it is made; the connection is the listener's to end then.
+        """
 
     def count(self, what: str) -> None:
         """Count something for the statistics."""
@@ -182,4 +185,11 @@ class Listener:
                 self._refusals += self.census.is_full
                 continue
             connected.setblocking(False)
-            self._acceptor.accepted(self, connected, name)
+            try:
+                self._acceptor.accepted(self, connected, name)
+            except Exception:  # a framer of the user's: its fault ends this connection only
+                log.exception("a connection of %s cannot be taken up", self.address)
+                self._acceptor.count("framing_errors")
+                connected.close()
+                if not proxied:
+                    self.leave(host_of(name))

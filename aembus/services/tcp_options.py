@@ -13,6 +13,7 @@ from aembus.errors import ServiceError
 
 _COUNTS: Final = ("message_bytes_max", "unsent_bytes_max", "connections_max")
 _TIMES: Final = ("message_s_max", "idle_s_max", "handshake_s_max")
+TIME_S_MAX: Final = 10 * 366 * 86400.0  # ten years: who gives more, or math.inf, means for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,11 @@ class Options:
                 raise ServiceError(f"{name} must be at least 1, {name}={getattr(self, name)}")
         for name in _TIMES:
             seconds = getattr(self, name)
-            if seconds is not None and not seconds > 0:
+            if seconds is None:
+                continue
+            if not seconds > 0:
                 raise ServiceError(f"{name} must be above 0, or None for ever, {name}={seconds}")
+            object.__setattr__(self, name, min(seconds, TIME_S_MAX))
         limit = self.connections_per_address_max
         if limit is not None and limit < 1:
             raise ServiceError(

@@ -138,7 +138,12 @@ class Stream:
     # --- writing --------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Have bytes sent by the next `flush`, or as soon as the kernel takes them."""
+        """Have bytes sent by the next `flush`, or as soon as the kernel takes them.
+
+        Raises: TypeError for what is none: here, and not in a turn that is everybody's.
+        """
+        if type(data) is not bytes:
+            data = bytes(memoryview(data))
         if self.tls is not None:
             data = self.tls.encrypt(data)
         self._unsent.append(data)

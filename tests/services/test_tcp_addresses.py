@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
@@ -216,6 +217,8 @@ def test_what_cannot_be_reached_is_told(server: Server, free_port: int) -> None:
         tls = {"authorities": AUTHORITY, "server_hostname": "other.example"}
         with pytest.raises(aembus.CallFailed, match=r"(?i)other\.example"):
             tcp.connect(address, "out", tls=tls)
+        with pytest.raises(aembus.CallFailed, match=r"cannot connect.*idna"):
+            tcp.connect(address, "out", tls={"server_hostname": ".nobody"}, timeout=math.inf)
         with pytest.raises(aembus.CallFailed, match="the peer has closed"):
             tcp.connect(server.path("proxied"), "out", tls={})
         with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -6,18 +6,33 @@ All tests share one bus, since each asks of connections of its own.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
 import aembus
+from aembus.services.framing import Answer, Message
 from tests.support.running import until
 from tests.support.tcp import Server, note_addresses, serving
 
 PIECE = 64 * 1024
 PIECES = 256
+UNMADE = 1  # a limit with which no OddFramer can be made
+
+
+class OddFramer:
+    """A framer with a fault: it answers in text, or cannot even be made."""
+
+    def __init__(self, message_bytes_max: int) -> None:
+        if message_bytes_max == UNMADE:
+            raise RuntimeError("no framer today")
+
+    def feed(self, data: bytes) -> Sequence[Message | Answer]:
+        """See aembus.services.framing.Framer."""
+        return [Answer("text")] if data else ()  # type: ignore[arg-type]
 
 
 def main(bus: aembus.Bus) -> None:
@@ -26,7 +41,7 @@ def main(bus: aembus.Bus) -> None:
     addresses = {}
 
     def listen(name: str, **options: object) -> None:
-        addresses[name] = tcp.listen("127.0.0.1:0", name, framer="line", **options)
+        addresses[name] = tcp.listen("127.0.0.1:0", name, **{"framer": "line", **options})
 
     listen("peers", with_peer=True, on_open="peers.opened")
     listen("ends")
@@ -35,6 +50,10 @@ def main(bus: aembus.Bus) -> None:
     listen("idle", idle_s_max=0.3)
     listen("slow", message_s_max=0.3)
     listen("few", connections_per_address_max=2)
+    listen("patient", idle_s_max=math.inf, message_s_max=1e300)
+    odd = f"{__name__}:OddFramer"
+    listen("odd", framer=odd)
+    listen("unmade", framer=odd, message_bytes_max=UNMADE, connections_max=2)
     note_addresses(addresses)
 
     @bus.on("peers.opened")
@@ -49,9 +68,17 @@ def main(bus: aembus.Bus) -> None:
     @bus.on("idle")
     @bus.on("slow")
     @bus.on("few")
+    @bus.on("patient")
+    @bus.on("odd")
+    @bus.on("unmade")
     def echo(event: aembus.Event, connection: int, line: bytes) -> None:
         if line == b"shut":
             tcp.close(connection, how="write")
+        elif line == b"text":
+            try:
+                tcp.send(connection, "text")  # type: ignore[arg-type]
+            except TypeError:
+                tcp.send(connection, bytearray(b"refused\n"))
         elif line == b"flood and close":
             for _ in range(2):
                 tcp.send(connection, b"x" * PIECE + b"\n")
@@ -196,3 +223,38 @@ def test_a_value_that_does_not_fit_is_refused(server: Server) -> None:
             tcp.listen("127.0.0.1:0", "x", unsent_bytes_max=0)
         with pytest.raises(ValueError, match="how='read'"):
             tcp.close(1, how="read")
+
+
+def test_what_is_no_bytes_is_refused_where_it_is_sent(server: Server) -> None:
+    """TypeError in the handler that sends it; whatever holds bytes is sent."""
+    with server.connect("ends") as peer:
+        assert peer.ask(b"text") == b"refused"
+        assert peer.ask(b"more") == b"more"
+
+
+def test_a_framer_that_answers_no_bytes_harms_nobody_else(server: Server) -> None:
+    """It ends its own connection, and the others are answered."""
+    with server.connect("ends") as good, server.connect("odd") as odd:
+        odd.send(b"hello\n")
+        assert odd.is_closed()
+        assert good.ask(b"still") == b"still"
+
+
+def test_a_framer_that_cannot_be_made_costs_its_connection(server: Server) -> None:
+    """The connection is closed and no longer counted, so the listener never runs full of them."""
+    errors, refused = server.count("framing_errors"), server.count("refused")
+    for _ in range(3):
+        with server.connect("unmade") as peer:
+            assert peer.is_closed()
+    assert server.count("framing_errors") == errors + 3
+    assert server.count("refused") == refused
+
+
+def test_a_listener_may_be_patient_for_ever(server: Server) -> None:
+    """math.inf, and what no clock reaches, are times; the listener can be given up in such."""
+    with server.connect("patient") as peer:
+        assert peer.ask(b"hello") == b"hello"
+        with aembus.connect(server.bus) as client:
+            address = server.path("patient")
+            assert client.service("tcp").stop_listening(address, math.inf) == 1
+        assert peer.ask(b"still") == b"still"

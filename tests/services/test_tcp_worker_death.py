@@ -25,6 +25,7 @@ WHATS = {
     "function": "tests.services.test_tcp_worker_death:unavailable",
     "sip": "examples.telecom.sip_message:unavailable",
     "broken function": "tests.services.test_tcp_worker_death:raises",
+    "text function": "tests.services.test_tcp_worker_death:says_text",
 }
 
 
@@ -36,6 +37,11 @@ def unavailable(message: bytes) -> bytes:
 def raises(message: bytes) -> bytes:
     """Fail to make one."""
     raise ValueError(message)
+
+
+def says_text(message: bytes) -> str:
+    """Make one that is no bytes."""
+    return "503"
 
 
 def serve(bus: aembus.Bus) -> None:
@@ -146,6 +152,7 @@ def test_a_request_that_is_given_up_closes_its_connection(
         ("bytes", b"503 try again\n"),
         ("function", b"503 die\n"),
         ("broken function", b""),
+        ("text function", b""),
     ],
 )
 def test_a_request_is_answered_at_once(
