@@ -119,20 +119,38 @@ def _check_dead(path: str) -> None:
     raise ServiceError(f"another server listens there; stop it first, path={path!r}")
 
 
+def bound_file(bound: socket.socket) -> tuple[str, int]:
+    """Return the file of a unix socket, and its inode if it is ours to remove, else 0."""
+    name = os.fsdecode(bound.getsockname())
+    # What `bind` makes is moved at once: a socket that is where it was made is somebody else's.
+    if name.startswith("\0") or os.path.lexists(name):
+        return name.replace("\0", "@"), 0
+    path = name.rpartition(".")[0]
+    try:
+        return path, os.stat(path).st_ino
+    except OSError:  # somebody has removed it
+        return path, 0
+
+
 def unlink_unix(bound: socket.socket, inode: int) -> None:
     """Remove the file of a unix socket that was ours, unless another server has replaced it."""
-    with contextlib.suppress(OSError):
-        path = bound_path(bound)
-        if os.stat(path).st_ino == inode:
+    path, found = bound_file(bound)
+    if found == inode:
+        with contextlib.suppress(OSError):
             os.unlink(path)
 
 
-def bound_path(bound: socket.socket) -> str:
-    """Return the file of a unix socket: the kernel knows the name that it was made under."""
-    return os.fsdecode(bound.getsockname()).rpartition(".")[0]
+def send_at_once(made: socket.socket) -> None:
+    """Have no small piece wait until the peer has acknowledged the last one (TCP_NODELAY, tcp(7)).
+
+    What a listening socket accepts is as that is.
+    """
+    if made.family != socket.AF_UNIX:
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _listen(bound: socket.socket) -> None:
+    send_at_once(bound)
     bound.setblocking(False)
     bound.listen(BACKLOG)
 
@@ -163,5 +181,6 @@ def passed_socket(name: str) -> socket.socket:
     if not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         passed.close()
         raise ServiceError(f"what systemd has passed does not listen, name={name!r}")
+    send_at_once(passed)
     passed.setblocking(False)
     return passed

@@ -5,15 +5,18 @@ The TCP service keeps one `Census` for each listener and one `Deadlines` for all
 Guarantees: `Deadlines` costs nothing at a message that comes in time.  Each connection stands in
 it once, at the earliest time at which it may be overdue; when that time has come, it is asked when
 it really is.  So ten thousand idle connections cost one look each for every time-out that passes.
+It keeps little more than it was asked to look at, however many connections have come and gone.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
+from typing import Final
 
 REFUSED = "refused"
 REFUSED_PER_ADDRESS = "refused_per_address"
+STALE_KEPT: Final = 64  # so many looks that nobody wants any more are not worth sorting out
 
 
 class Census:
@@ -72,6 +75,9 @@ class Deadlines:
         if known is None or at_ns < known:
             self._times[number] = at_ns
             heapq.heappush(self._heap, (at_ns, number))
+            if len(self._heap) > 2 * len(self._times) + STALE_KEPT:
+                self._heap = [(due_ns, other) for other, due_ns in self._times.items()]
+                heapq.heapify(self._heap)
 
     def forget(self, number: int) -> None:
         """Do not look at `number` any more."""

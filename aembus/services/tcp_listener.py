@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Final, Protocol
 
 from aembus.services.framing import Framer, load_framer
 
-from .tcp_address import UNIX, address_text, bound_path, host_of, unlink_unix
+from .tcp_address import UNIX, address_text, bound_file, host_of, unlink_unix
 from .tcp_failure import Failure, load_failure
 from .tcp_handshakes import Handshakes
 from .tcp_limits import Census
@@ -93,9 +92,8 @@ class Listener:
         self.tls = parts.tls
         self._inode = 0
         if bound.family == socket.AF_UNIX:
-            path = bound_path(bound)
+            path, self._inode = bound_file(bound)
             self.address = UNIX + path
-            self._inode = os.stat(path).st_ino
         else:
             self.address = address_text(bound.getsockname())
         self.census = Census(options.connections_max, options.connections_per_address_max)

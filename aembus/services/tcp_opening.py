@@ -106,8 +106,11 @@ class Opening:
         connection.counted_as = address
         connection.stream.deliver = connection.on_bytes
         self._begin_tls()
-        if rest := self._header[header.size_bytes :]:
+        rest = self._header[header.size_bytes :]
+        if rest and connection.stream.is_reading:
             connection.stream.deliver(rest)
+        else:
+            connection.hold(rest)
 
     def _begin_tls(self) -> None:
         entrance, stream = self._entrance, self._connection.stream

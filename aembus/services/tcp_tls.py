@@ -81,12 +81,19 @@ class TlsFiles:
             else:
                 context = ssl.create_default_context(cafile=authorities)
             if "certificate" in wanted:
-                context.load_cert_chain(wanted["certificate"], wanted.get("key"))
+                # Without a password OpenSSL would ask for one at the terminal, and wait for it.
+                context.load_cert_chain(wanted["certificate"], wanted.get("key"), self._password)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise ServiceError(
                 f"the TLS files do not fit, files={self._files}, error={str(error)!r}"
             ) from error
         return context
+
+    def _password(self) -> str:
+        raise ServiceError(
+            "the key is encrypted, and a server has nobody to ask for its pass phrase; give it one "
+            f"that is not (openssl pkey), readable for its user alone, files={self._files}"
+        )
 
 
 class TlsFilter:

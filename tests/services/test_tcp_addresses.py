@@ -152,6 +152,14 @@ def test_certificates_are_replaced_without_a_restart(server: Server, folder: Pat
             tcp.reload(server.path("drained"))
 
 
+def test_an_encrypted_key_is_refused_and_nobody_is_asked(server: Server) -> None:
+    """Its pass phrase would be asked for at a terminal, with everybody waiting for the answer."""
+    with aembus.connect(server.bus) as client:
+        tls = {"certificate": str(CERTIFICATES / "encrypted.pem")}
+        with pytest.raises(aembus.CallFailed, match=r"pass phrase.*encrypted\.pem"):
+            client.service("tcp").listen("127.0.0.1:0", "encrypted", tls=tls)
+
+
 def test_clients_may_have_to_show_a_certificate(server: Server) -> None:
     """With authorities named, only who has a certificate of theirs is served."""
     before = server.count("handshake_errors")
@@ -253,6 +261,30 @@ def test_the_header_comes_before_tls(server: Server) -> None:
         assert peer.ask(b"hello") == b"hello of 192.0.2.9:5080"
 
 
+def test_what_comes_with_the_header_waits_for_somebody_at_the_point(server: Server) -> None:
+    """While nobody is there nothing is read, and nothing of what was read is lost."""
+    with aembus.connect(server.bus) as client:
+        tcp = client.service("tcp")
+        heard: list[bytes] = []
+        opened: list[int] = []
+        event = client.register("late", lambda event, number, line: heard.append(line))
+        client.register("late.open", lambda event, number, peer: opened.append(number))
+        address = tcp.listen(
+            "127.0.0.1:0", "late", framer="line", proxy_protocol=True, on_open="late.open"
+        )
+        host, _, port = address.rpartition(":")
+        accepted = server.count("accepted")
+        with Peer(socket.create_connection((host, int(port)))) as peer:
+            server.until_count("accepted", accepted + 1)
+            event.stop()
+            peer.send(proxy_header("192.0.2.1", 1) + b"hello\n")
+            until("it is open", lambda: client.poll(0.1) and opened)
+            event.start()
+            until("it is heard", lambda: client.poll(0.1) * 0 or heard)
+        tcp.stop_listening(address, 0.0)
+    assert heard == [b"hello"]
+
+
 def test_a_connection_without_a_header_is_refused(server: Server) -> None:
     """Something else, or nothing for handshake_s_max, is closed, and counted."""
     errors, timeouts = server.count("proxy_errors"), server.count("handshake_timeouts")
@@ -328,7 +360,7 @@ def test_a_listener_is_drained(server: Server) -> None:
 def passed(bus: aembus.Bus) -> None:
     """Entry point: echoes lines that come by sockets of systemd's."""
     tcp = bus.service("tcp")
-    for name in ("web", "4"):
+    for name in ("web", "4", "unix"):
         tcp.listen(f"systemd:{name}", "line", framer="line")
 
     @bus.on("line")
@@ -337,30 +369,45 @@ def passed(bus: aembus.Bus) -> None:
 
 
 def test_sockets_come_from_systemd(bus_name: str, tmp_path: Path) -> None:
-    """By name or number; the queue of who has connected before the start is served."""
-    with socket.socket() as first, socket.socket() as second:
+    """By name or number; the queue of who has connected before the start is served.
+
+    A unix socket's file stays, for it is systemd's.
+    """
+    file = tmp_path / "systemd.socket"
+    with (
+        socket.socket() as first,
+        socket.socket() as second,
+        socket.socket(socket.AF_UNIX) as third,
+    ):
         for passed_on in (first, second):
             passed_on.bind(("127.0.0.1", 0))
             passed_on.listen()
+        third.bind(str(file))
+        third.listen()
         with (
             Peer(socket.create_connection(first.getsockname())) as early,
             Peer(socket.create_connection(second.getsockname())) as other,
+            Peer(socket.socket(socket.AF_UNIX)) as local,
         ):
+            local.socket.connect(str(file))
             command = subprocess.list2cmdline(
                 [sys.executable, "-m", "aembus", "run", "tests.services.test_tcp_addresses:passed",
                  "--bus", bus_name, "--service", "tcp", "--state-directory", str(tmp_path)]
             )  # fmt: skip
             # As systemd does it: descriptors from 3 on, and the PID of who gets them.
             script = (
-                f"exec 3<&{first.fileno()} 4<&{second.fileno()}; "
-                f"LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=web:other exec {command}"
+                f"exec 3<&{first.fileno()} 4<&{second.fileno()} 5<&{third.fileno()}; "
+                f"LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=web:other:unix exec {command}"
             )
             shell = ["bash", "-c", script]
-            with program(shell, pass_fds=(first.fileno(), second.fileno())) as running:
+            passed_on = (first.fileno(), second.fileno(), third.fileno())
+            with program(shell, pass_fds=passed_on) as running:
                 running.read_until("stop it")
                 assert early.ask(b"early") == b"early"
                 assert other.ask(b"other") == b"other"
+                assert local.ask(b"local") == b"local"
                 assert running.end() == 0
+            assert file.is_socket()
 
 
 def test_a_socket_that_systemd_did_not_pass_is_told(server: Server) -> None:

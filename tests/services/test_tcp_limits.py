@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aembus.services.tcp_limits import REFUSED, REFUSED_PER_ADDRESS, Census, Deadlines
+from aembus.services.tcp_limits import REFUSED, REFUSED_PER_ADDRESS, STALE_KEPT, Census, Deadlines
 
 NUMBERS = st.integers(0, 4)
 TIMES = st.integers(0, 50)
@@ -80,3 +80,16 @@ def test_nothing_is_kept_of_who_has_left() -> None:
         assert census.enter(str(number)) is None
         census.leave(str(number))
     assert not census._per_address
+
+
+def test_looks_that_nobody_wants_any_more_do_not_pile_up() -> None:
+    """Connections that come and go leave nothing behind, and the others are looked at in time."""
+    deadlines = Deadlines()
+    deadlines.look_at(1, 1000)
+    for number in range(2, 10_000):
+        deadlines.look_at(number, 1000 + number)
+        deadlines.look_at(number, 999)
+        deadlines.forget(number)
+    assert len(deadlines._heap) < 4 * STALE_KEPT
+    assert deadlines.next_ns() == 1000
+    assert deadlines.take_due(5000) == [1]

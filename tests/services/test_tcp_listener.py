@@ -13,6 +13,7 @@ from aembus.services.tcp_handshakes import Handshakes
 from aembus.services.tcp_limits import REFUSED
 from aembus.services.tcp_listener import REFUSALS_MAX, Listener, find_parts
 from aembus.services.tcp_options import Options
+from aembus.services.tcp_outgoing import open_socket
 
 CONNECTIONS_MAX = 3
 
@@ -90,6 +91,25 @@ def test_a_full_listener_rests_between_refusals() -> None:
         assert len(acceptor.accepted_sockets) == CONNECTIONS_MAX + 1
         for connected in acceptor.accepted_sockets:
             connected.close()
+
+    with contextlib.ExitStack() as stack:
+        asyncio.run(run(stack))
+
+
+def test_small_pieces_do_not_wait_for_each_other() -> None:
+    """TCP_NODELAY, either way: else a second answer may wait for the peer's delayed ACK, 40 ms."""
+
+    def sends_at_once(connected: socket.socket) -> bool:
+        return bool(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    async def run(stack: contextlib.ExitStack) -> None:
+        bound = stack.enter_context(bind("127.0.0.1:0", reuse_port=False, mode=None))
+        host, port = bound.getsockname()
+        connected, _ = await open_socket(asyncio.get_running_loop(), f"{host}:{port}")
+        stack.enter_context(connected)
+        accepted = stack.enter_context(bound.accept()[0])
+        assert sends_at_once(connected)
+        assert sends_at_once(accepted)
 
     with contextlib.ExitStack() as stack:
         asyncio.run(run(stack))
