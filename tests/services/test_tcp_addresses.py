@@ -400,8 +400,8 @@ def test_sockets_come_from_systemd(bus_name: str, tmp_path: Path) -> None:
                 f"LISTEN_PID=$$ LISTEN_FDS=3 LISTEN_FDNAMES=web:other:unix exec {command}"
             )
             shell = ["bash", "-c", script]
-            passed_on = (first.fileno(), second.fileno(), third.fileno())
-            with program(shell, pass_fds=passed_on) as running:
+            descriptors = (first.fileno(), second.fileno(), third.fileno())
+            with program(shell, pass_fds=descriptors) as running:
                 running.read_until("stop it")
                 assert early.ask(b"early") == b"early"
                 assert other.ask(b"other") == b"other"

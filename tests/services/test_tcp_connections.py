@@ -76,7 +76,7 @@ def main(bus: aembus.Bus) -> None:
             tcp.close(connection, how="write")
         elif line == b"text":
             try:
-                tcp.send(connection, "text")  # type: ignore[arg-type]
+                tcp.send(connection, "text")
             except TypeError:
                 tcp.send(connection, bytearray(b"refused\n"))
         elif line == b"flood and close":
