@@ -168,9 +168,18 @@ class ControlClient:
                 )
             self._socket.sendall(pack_frame({"hello": hello["hello"], "pid": os.getpid()}))
         except OSError as error:
-            raise BusNotFound(f"no answer from the supervisor, bus={self._bus!r}") from error
+            raise BusNotFound(
+                "no answer from the supervisor; it is stopped, or has too much to do, "
+                f"bus={self._bus!r}, pid={self._supervisor_pid()}, timeout_s={self._timeout_s:g}"
+            ) from error
         self._socket.settimeout(None)
         return hello
+
+    def _supervisor_pid(self) -> int:
+        try:
+            return peer_credentials(self._socket)[0]
+        except OSError:  # closed meanwhile
+            return 0
 
     def request(self, op: str, *, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
         """Ask the supervisor, block until its answer, and return the answer's fields.
@@ -187,7 +196,10 @@ class ControlClient:
                 raise self._refusal()
             self._send({"id": request_id, "op": op, **fields})
             if not answer.arrived.wait(timeout_s):
-                raise ControlError(f"no answer in time, op={op!r}, timeout_s={timeout_s}")
+                raise ControlError(
+                    "no answer in time from the supervisor; it is stopped, or has too much to do, "
+                    f"op={op!r}, pid={self._supervisor_pid()}, timeout_s={timeout_s}"
+                )
         finally:
             del self._answers[request_id]
         if "error" in answer.frame:

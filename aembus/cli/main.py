@@ -6,6 +6,8 @@ Exit codes: 0 well, 1 the thing asked for failed, 2 wrong usage, 130 interrupted
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Wrong usage ends in SystemExit(2), as argparse does it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a terminal need not know all letters
     code = 0
     try:
         try:
@@ -99,7 +103,9 @@ def _execute(words: list[str]) -> int:
     except BrokenPipeError:
         raise
     except (AembusError, OSError) as error:
-        print(f"aembus: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        few = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+        way_out = "; raise the limit: ulimit -n" if few else ""
+        print(f"aembus: error: {' '.join(str(error).splitlines())}{way_out}", file=sys.stderr)
         return EXIT_FAILED
 
 

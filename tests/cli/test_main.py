@@ -218,3 +218,14 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, words: tuple[
     (line,) = ended.stderr.splitlines()
     assert line.startswith("aembus: error: ")
     assert "No space left" in line
+
+
+def test_letters_that_a_terminal_does_not_know_are_no_error(tmp_path: Path, bus_name: str) -> None:
+    """What an old terminal cannot show, as µ, is replaced there."""
+    words = ["stress", "--seconds", "0.2", "--producers", "1", "--workers", "1", "--bus", bus_name]
+    ended = subprocess.run(
+        [*AEMBUS, *words], cwd=tmp_path, text=True, capture_output=True, timeout=30, check=False,
+        env={**environment(tmp_path), "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert " ?s\n" in ended.stdout
+    assert "Traceback" not in ended.stderr
