@@ -167,11 +167,11 @@ NO_POST_FOR_THE_DEAD: Final = Bug(
         Edit(
             "aembus/supervisor/core.py",
             """\
-            member.connection = None
         self._inboxes.ring_all()
+        if self._spawn_host.is_member(member):
 """,
             """\
-            member.connection = None
+        if self._spawn_host.is_member(member):
 """,
         ),
     ),
@@ -219,13 +219,13 @@ DONE_BEFORE_THE_HANDLER_IN_C: Final = Bug(
         Edit(
             "aembus/shm/_lane_deliver.c",
             """\
-        return failed ? -1 : 0;
+        return -1;
     if (done(self, &job->taken) < 0)
         return -1;
     return count_delivered(self, run);
 """,
             """\
-        return failed ? -1 : 0;
+        return -1;
     return count_delivered(self, run);
 """,
         ),
