@@ -201,6 +201,9 @@ class Event:
         """Take the event off its wait queue for good.
 
         Jobs that were queued for it go to its group, or to the dead letters.
+
+        Blocks until the registry is published.  Raises: BusBroken, BusClosed, ControlError; its
+        handler runs no more in either case, and the next supervisor does not hear of it.
         """
         if self._control is not None:
             self._control.close(self)

@@ -267,13 +267,9 @@ class EventStruct:
             before = lane.delivered
             try:
                 lane.deliver(
-                    self._events_here,
-                    decode,
-                    budget - handled,
-                    self._stopping,
-                    self._publishers,
-                    self._answer_call,
-                )
+                    self._events_here, decode, budget - handled, self._stopping,
+                    self._publishers, self._answer_call,
+                )  # fmt: skip
             except Exception as error:
                 record = lane.in_hand
                 if record is not None:  # its handler raised, whatever that was
@@ -308,14 +304,16 @@ class EventStruct:
             return
         if self._is_too_old(record):
             self._expire(record, event)
-        elif record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
+            return
+        if record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
             self._try_again(record, event, HANDLER_RAISED, None)  # its worker died in the pause
-            if event.once:
-                event.close()
         else:
             self._run(record, event)
-            if event.once:
+        if event.once:
+            try:
                 event.close()
+            except AembusError as error:  # what comes for it all the same is given back
+                log.warning("%r was not taken off its wait queue: %s", event, error)
 
     def _given_up_at_death(
         self, record: Record, event: Event, death: str, failure: Failure | None = None

@@ -184,13 +184,15 @@ class Membership:
         """Return what can be awaited in the running event loop.
 
         The first time it asks the supervisor for a doorbell with a descriptor.
-        Raises: AembusError if another event loop awaits something of this bus.
+        Raises: AembusError if another event loop awaits something of this bus, BusBroken,
+        BusClosed: the doorbell's descriptor may be somebody else's by then.
         """
         import asyncio
 
         from aembus.awaiting import Awaiting
         from aembus.listening import LoopListener
 
+        self.sender.refresh()  # raises if nothing can be sent
         awaiting, loop = self._awaiting, asyncio.get_running_loop()
         if awaiting is None or awaiting.listener.loop is not loop:
             if awaiting is not None and awaiting.listener.is_used:
@@ -198,7 +200,6 @@ class Membership:
                     "another event loop serves this bus or awaits something of it; use one loop "
                     f"for one bus object, bus={self._bus!r}"
                 )
-            self.sender.refresh()  # raises if nothing can be sent
             listener = LoopListener(self.sender, self.inbox, self.calls, self.take_pipe_bell())
             awaiting = self._awaiting = Awaiting(self.sender, self.calls, listener)
         return awaiting

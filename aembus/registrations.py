@@ -118,7 +118,9 @@ class Registrations:
                 self._pending.remove(event)
                 return
             membership = self._membership()
-            membership.control.request("unregister", ids=[event.id])
-            membership.event_struct.remove(event)
-            if event in self._published:
-                self._published.remove(event)
+            try:
+                membership.control.request("unregister", ids=[event.id])
+            finally:  # unanswered it is closed here all the same, and registered nowhere again
+                membership.event_struct.remove(event)
+                if event in self._published:
+                    self._published.remove(event)

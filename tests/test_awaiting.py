@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -268,6 +269,36 @@ def test_closing_the_bus_ends_what_is_awaited(bus: str, run: Run, by: str) -> No
                     await task
 
         run(main())
+
+
+def test_calls_after_the_end_leave_others_descriptors_alone(bus: str, run: Run) -> None:
+    """The bell's number may be somebody else's by then, whom the loop goes on to listen to."""
+    caller = aembus.connect(bus)
+
+    async def main(one: socket.socket, other: socket.socket) -> None:
+        loop, heard = asyncio.get_running_loop(), asyncio.Event()
+        point = caller.point("nobody")
+        with pytest.raises(aembus.CallFailed, match="NobodyRegistered"):
+            await point.call_async(timeout=LONG_S)
+        bell = caller._membership.take_pipe_bell().descriptor
+        caller.close()
+        os.dup2(one.fileno(), bell)
+        taken.append(bell)
+        loop.add_reader(bell, heard.set)
+        with pytest.raises(aembus.BusClosed):
+            await point.call_async(timeout=LONG_S)
+        other.send(b"!")
+        await asyncio.wait_for(heard.wait(), 10.0)
+        loop.remove_reader(bell)
+
+    taken: list[int] = []
+    one, other = socket.socketpair()
+    with one, other:
+        try:
+            run(main(one, other))
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
 
 
 def test_the_supervisors_death_ends_what_is_awaited(bus_name: str, tmp_path: Path) -> None:

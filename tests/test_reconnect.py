@@ -275,3 +275,36 @@ def test_closing_ends_the_search(bus_name: str, tmp_path: Path) -> None:
     assert time.monotonic() - began < 5
     with pytest.raises(aembus.BusClosed):
         member.register("p", print)
+
+
+def test_an_event_for_one_job_had_it_though_its_supervisor_died(
+    bus_name: str, tmp_path: Path
+) -> None:
+    """It cannot be closed at the supervisor any more: run() goes on without it."""
+    seen: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def once(event: aembus.Event) -> None:
+        seen.append("once")
+        begun.set()
+        assert go_on.wait(20)
+
+    with running(bus_name, tmp_path) as first:
+        member = aembus.connect(bus_name, reconnect=True)
+        member.register("once", once, once=True)
+        member.register("p", lambda event: seen.append("p"))
+        running_member = Running(member)
+        member.activate("once")
+        assert begun.wait(20)
+        kill(first)
+        until("it is broken", lambda: raises_broken(member))
+        go_on.set()
+    with running(bus_name, tmp_path):
+        until("it is there", lambda: works(member.point("p")))
+        assert member.activate("once") == 0
+        until("it is handled", lambda: seen[1:])
+        assert seen == ["once", "p"]
+        assert [event.point for event in member.events] == ["p"]
+        member.close()
+        running_member.thread.join()
+        assert running_member.ended_by == [None]
