@@ -11,7 +11,8 @@ import inspect
 import logging
 import zlib
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from aembus.answers import Answers, failure_of
@@ -67,18 +68,32 @@ class CallTable:
         self.calls = 0
         self.failures = 0
 
-    def add(self, hosted: Hosted) -> dict[str, int]:
+    def add(
+        self, hosted: Hosted, known: Mapping[int, str] = MappingProxyType({})
+    ) -> dict[str, int]:
         """Give ids to the calls of a version, and return them by name.
 
         They depend on names alone, so that calls which wait for a host that has died are those of
         its next process.
+
+        Args:
+            known: ids that reached it in the last process, with their names.
         """
-        ids = {}
-        for name in hosted.service.calls():
-            ids[name] = self._free_id(f"{hosted.name} {hosted.label} {name}")
-            self._entries[ids[name]] = _Entry(hosted, name)
+        names = hosted.service.calls()
+        ids = {name: number for number, name in known.items() if name in names}
+        for number, name in known.items():
+            if name in names:
+                self._entries[number] = _Entry(hosted, name)
+        for name in names:
+            if name not in ids:
+                ids[name] = self._free_id(f"{hosted.name} {hosted.label} {name}")
+                self._entries[ids[name]] = _Entry(hosted, name)
         self.choose_one_way_calls()
         return ids
+
+    def ids_of(self, hosted: Hosted) -> dict[int, str]:
+        """Return all ids that reach a version, with the names of their calls."""
+        return {n: entry.name for n, entry in self._entries.items() if entry.hosted is hosted}
 
     def _free_id(self, text: str) -> int:
         number = zlib.crc32(text.encode())

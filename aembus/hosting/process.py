@@ -26,7 +26,7 @@ from aembus.hosting import event_loop
 from aembus.hosting.hosted import STATE_DRAINING, Hosted
 from aembus.hosting.hosting import Hosting
 from aembus.hosting.outgoing import Parked
-from aembus.hosting.versions import Change
+from aembus.hosting.versions import Change, Known
 from aembus.membership import Membership
 from aembus.services.base import SLOT_SHIFT
 
@@ -67,20 +67,23 @@ class HostProcess:
         )
         try:
             bell = membership.take_pipe_bell()
-            kept = (await self._request("kept"))["kept"]
+            last = await self._request("kept")  # process, if there was one
             hosting = self._hosting = Hosting(
                 membership.inbox,
                 membership.sender,
                 membership.slot,
                 self._keep_lost,
                 self._keep,
-                kept,
+                last["kept"],
                 (membership.slot << SLOT_SHIFT) + (membership.incarnation << INCARNATION_SHIFT) + 1,
             )
             try:
                 # Loaded first: what waits in the inbox may be for any of them.
-                for spec in self._specs:
-                    self._check_count(await hosting.versions.load(spec))
+                if last["known"] is None:
+                    for spec in self._specs:
+                        self._check_count(await hosting.versions.load(spec))
+                for document in last["known"] or ():
+                    await hosting.versions.restore(Known(*document))
                 await self._request("hosted", **self._state())
                 hosting.start(bell.descriptor)
                 await self._ended.wait()
@@ -163,6 +166,7 @@ class HostProcess:
         return {
             "running": [h.version.to_document() for h in versions.running() if h.version],
             "loaded": [hosted.statistics() for hosted in versions],
+            "known": [known.to_document() for known in versions.known()],
             "calls": self._hosted.calls,
             "call_failures": self._hosted.call_failures,
             "idle": self._hosted.idle(),

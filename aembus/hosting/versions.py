@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import time
@@ -64,6 +63,24 @@ class Change:
     calls_kept: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A version as a process of a host has it, for the next one: its users go on with that.
+
+    calls: the ids that reach it, with the names of its calls.
+    """
+
+    spec: str
+    label: str
+    number: int
+    draining: bool
+    calls: dict[int, str]
+
+    def to_document(self) -> list[Any]:
+        """Return it as it travels."""
+        return [self.spec, self.label, self.number, self.draining, self.calls]
+
+
 class Versions:
     """The loaded versions of one host's services.
 
@@ -84,7 +101,7 @@ class Versions:
         self._inbox = inbox
         self._slot = slot
         self.loaded: tuple[Hosted, ...] = ()
-        self._numbers = itertools.count((slot << NUMBER_BITS) + 1)  # no other host's
+        self._last_number = slot << NUMBER_BITS  # no other host's follow it
         self._loads: Counter[tuple[str, str]] = Counter()
         self._codes: list[ServiceCode] = []
         self._changing = asyncio.Lock()
@@ -133,6 +150,28 @@ class Versions:
                         )
                 hosted = await self._start(code)
                 self._add(hosted)
+                return hosted
+
+    def known(self) -> list[Known]:
+        """Return what the next process of this host is to have, oldest first."""
+        return [
+            Known(h.code.spec, h.label, h.number, h.state == STATE_DRAINING, self._table.ids_of(h))
+            for h in self.loaded
+            if not h.passed_on
+        ]
+
+    async def restore(self, known: Known) -> Hosted:
+        """Load a version that the last process of this host had: the same to all its users.
+
+        Raises: ServiceLoadError.
+        """
+        async with self._changing:
+            with self._new_code(await asyncio.to_thread(load_code, known.spec)) as code:
+                self._last_number = max(self._last_number, known.number)
+                hosted = await self._start(code, known.number)
+                self._add(hosted, known)
+                if known.draining:
+                    self._drain(hosted)
                 return hosted
 
     async def upgrade(self, name: str, spec: str | None, hand_over: bool) -> Change:
@@ -186,9 +225,9 @@ class Versions:
         hosted.state = STATE_DRAINING
         hosted.ask("drain")
 
-    async def _start(self, code: ServiceCode) -> Hosted:
+    async def _start(self, code: ServiceCode, number: int = 0) -> Hosted:
         try:
-            hosted = self._make(code)
+            hosted = self._make(code, number)
             await asyncio.wait_for(hosted.service.start(), START_S_MAX)
         except Exception as error:
             raise ServiceLoadError(
@@ -199,8 +238,10 @@ class Versions:
             raise ServiceLoadError(f"the bus is stopping, service={code.spec!r}")
         return hosted
 
-    def _make(self, code: ServiceCode) -> Hosted:
-        return Hosted(self._surroundings, code, next(self._numbers))
+    def _make(self, code: ServiceCode, number: int = 0) -> Hosted:
+        if not number:
+            self._last_number += 1
+        return Hosted(self._surroundings, code, number or self._last_number)
 
     async def _replace(self, old: Hosted, code: ServiceCode, hand_over: bool) -> Change:
         if hand_over:
@@ -270,17 +311,21 @@ class Versions:
         self._surroundings.schedule_turn()
         return calls
 
-    def _add(self, hosted: Hosted) -> None:
+    def _add(self, hosted: Hosted, known: Known | None = None) -> None:
         key = (hosted.name, hosted.code.version)
         self._loads[key] += 1
-        if self._loads[key] > 1:
+        if known is not None:
+            hosted.label = known.label
+            _, _, load = known.label.partition("+")
+            self._loads[key] = max(self._loads[key], int(load or 1))
+        elif self._loads[key] > 1:
             hosted.label = f"{hosted.code.version}+{self._loads[key]}"
         service = hosted.service
         hosted.version = ServiceVersion(
             hosted.name,
             hosted.label,
             self._slot,
-            self._table.add(hosted),
+            self._table.add(hosted, known.calls if known is not None else {}),
             service.client,
             hosted.number,
             tuple(service.points),

@@ -36,13 +36,14 @@ LOOK_S_MAX: Final = 1.0  # a host that is busy for longer is shown as it was
 class RemoteHost:
     """One host.
 
-    running, loaded: as it said last.
+    running, loaded, known: as it said last; known: what its next process is to load.
     kept: what its services asked to keep, by their names.
     """
 
     name: str
     running: list[ServiceVersion] = field(default_factory=list)
     loaded: list[dict[str, Any]] = field(default_factory=list)
+    known: list[Any] | None = None
     kept: dict[str, Any] = field(default_factory=dict)
     calls: int = 0
     call_failures: int = 0
@@ -76,6 +77,7 @@ class ServiceHosts:
         self._up = asyncio.Event()
         self._stopping = False
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._asked_of: dict[int, int] = {}  # the slots of those who are to answer
         self._numbers = itertools.count(1)
 
     def __iter__(self) -> Iterator[RemoteHost]:
@@ -180,6 +182,7 @@ class ServiceHosts:
             raise ControlError(f"the service host is not up, host={host.name!r}")
         number = next(self._numbers)
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        self._asked_of[number] = member.slot
         member.connection.push({"push": "ask", "number": number, "what": what, "fields": fields})
         try:
             return await asyncio.wait_for(answer, timeout_s)
@@ -189,7 +192,13 @@ class ServiceHosts:
                 f"timeout_s={timeout_s:g}"
             ) from None
         finally:
-            del self._asked[number]
+            del self._asked[number], self._asked_of[number]
+
+    def on_member_gone(self, slot: int) -> None:
+        """Wait for no answer of a host whose process is gone."""
+        for number, answer in self._asked.items():
+            if self._asked_of[number] == slot and not answer.done():
+                answer.set_exception(ControlError(f"the service host died meanwhile, slot={slot}"))
 
     async def look(self) -> None:
         """Have every host say what it has now; one that does not answer is left as it was."""
@@ -220,7 +229,7 @@ class ServiceHosts:
     @staticmethod
     def _take_state(host: RemoteHost, frame: dict[str, Any]) -> None:
         host.running = [ServiceVersion.from_document(document) for document in frame["running"]]
-        host.loaded = frame["loaded"]
+        host.loaded, host.known = frame["loaded"], frame["known"]
         host.calls, host.call_failures = frame["calls"], frame["call_failures"]
         host.idle = frame["idle"]
 
@@ -256,8 +265,9 @@ class ServiceHosts:
         return {}
 
     async def kept(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
-        """Return what the last process of a host asked to keep."""
-        return {"kept": self._host(connection).kept}
+        """Return what the last process of a host asked to keep, and what it had loaded."""
+        host = self._host(connection)
+        return {"kept": host.kept, "known": host.known}
 
     async def parked_lost(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Make a dead letter of a job that a host's service could not send."""

@@ -73,6 +73,7 @@ class Services:
         """Tell every service."""
         self._hosting.on_registry_changed()
         self._hosts.tell("registry")
+        self._retire_unused()  # a host may have come back with what was to go
 
     def on_clock_step(self) -> None:
         """Tell every service that the wall clock was set."""
@@ -83,6 +84,7 @@ class Services:
         """Let a process that is gone let go, and tell every service of it."""
         self._bindings.release_all(User(slot, incarnation))
         self._hosting.on_member_gone(slot, incarnation)
+        self._hosts.on_member_gone(slot)
         self._hosts.tell("gone", slot=slot, incarnation=incarnation)
         self._retire_unused()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import time
@@ -183,6 +184,45 @@ def test_upgraded_in_its_host(bus_name: str, tmp_path: Path) -> None:
             client.release(tally)
             until("its last user let go", lambda: [s.version for s in box.list()] == ["1+3"])
             assert client.service("tally").pid() == pid
+
+
+def _is(bus: str, wanted: dict[str, Any]) -> bool:
+    return wanted.items() <= hosts(bus)[0].items()
+
+
+def test_what_was_upgraded_outlives_its_process(bus_name: str, tmp_path: Path) -> None:
+    """A host that dies is replaced with the versions that it had, for the users that they had."""
+    with (
+        running(bus_name, tmp_path),
+        aembus.connect(bus_name) as first,
+        aembus.connect(bus_name) as second,
+        aembus.connect(bus_name) as third,
+        aembus.ServiceBox(bus_name) as box,
+    ):
+        handed_over = first.service("tally")
+        handed_over.add(1)
+        box.upgrade("tally", hand_over=True)
+        drains = second.service("tally")
+        drains.add(1)
+        box.upgrade("tally")
+        newest = third.service("tally")
+
+        def loaded() -> list[tuple[str, str, tuple[str, ...]]]:
+            return [(s.version, s.state, s.users) for s in box.list()]
+
+        until("the first one is gone", lambda: len(loaded()) == 2)
+        before = loaded()
+        assert [version for version, *_ in before] == ["1+2", "1+3"]
+        for restarts in (1, 2):
+            os.kill(hosts(bus_name)[0]["pid"], signal.SIGKILL)
+            replaced = {"state": "running", "restarts": restarts}
+            until("it is replaced", functools.partial(_is, bus_name, replaced))
+            assert loaded() == before
+            assert handed_over.add(0) == drains.add(0) == newest.add(0) == 2
+        first.release(handed_over)
+        second.release(drains)
+        until("what drained is gone", lambda: len(loaded()) == 1)
+        assert box.upgrade("tally").new.version == "1+4"
 
 
 def test_a_user_that_dies_lets_go(bus_name: str, tmp_path: Path) -> None:
