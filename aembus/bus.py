@@ -405,6 +405,7 @@ class Bus:
         """Run this bus in a thread of its own; `close` ends it.  `spin`: see `run`."""
         if self._delivery == DELIVERY_INTERRUPT:
             raise AembusError("delivery='interrupt' needs no thread; connect without it for one")
+        self._check_not_served()
         self._attachment.await_bus(0.0)
         return self._runner.run_in_thread(spin_from_environment() if spin is None else spin)
 
@@ -417,9 +418,12 @@ class Bus:
         """
         return masked
 
-    def _check_thread(self) -> None:
+    def _check_not_served(self) -> None:
         if self.coroutines.served:
             raise AembusError("this bus is served already; handlers and tasks await, or return")
+
+    def _check_thread(self) -> None:
+        self._check_not_served()
         if (
             self._delivery == DELIVERY_INTERRUPT
             and threading.current_thread() is not threading.main_thread()
@@ -446,6 +450,7 @@ class Bus:
             raise ValueError(f"concurrency is 1 or more, concurrency={concurrency}")
         if self._delivery == DELIVERY_INTERRUPT or self._attachment.reconnects:
             raise AembusError("serve() goes neither with delivery='interrupt' nor with reconnect")
+        self._runner.check_free()
         from aembus.serving import Server
 
         self._attachment.await_bus(0.0)

@@ -68,7 +68,7 @@ class Runner:
     def run(self, spin_s: float) -> None:
         """Deliver until `stop`; after the last job, look for more for `spin_s` before sleeping."""
         self._await_bus(0.0)
-        self._check_free()
+        self.check_free()
         self._looping = threading.current_thread()
         try:
             self._loop(spin_s)
@@ -84,8 +84,8 @@ class Runner:
                 self._runs_in = threading.get_ident()
                 self._deliver_until_stopped(spin_s)
 
-    def _check_free(self) -> None:
-        # Else who asks would wait: for itself, or for as long as the other thread runs.
+    def check_free(self) -> None:
+        """Raise AembusError if who asks would wait: for itself, or for as long as a thread runs."""
         if self.in_handler():
             raise AembusError(
                 "a handler cannot run or poll its own bus; return, and the next job is delivered"
@@ -107,7 +107,7 @@ class Runner:
         """Deliver what is there, waiting for the first job; return how many were handled."""
         if not self._await_bus(timeout_s):
             return 0
-        self._check_free()
+        self.check_free()
         with self._running:
             if self._parted or self._ended:
                 return 0
@@ -124,7 +124,7 @@ class Runner:
     def run_in_thread(self, spin_s: float) -> threading.Thread:
         """Run in a thread of its own; return it."""
         if self._thread is None:
-            self._check_free()
+            self.check_free()
             self._thread = threading.Thread(
                 target=self._run_thread, args=(spin_s,), name="aembus-run", daemon=True
             )

@@ -21,7 +21,7 @@ from typing import Any, Final
 from aembus.bus import Bus
 from aembus.control import ControlClient
 from aembus.coroutines import is_coroutine
-from aembus.errors import AembusError, BusBroken, SupervisorError, text_of
+from aembus.errors import AembusError, BusAlreadyRunning, BusBroken, SupervisorError, text_of
 
 GRACE_S: Final = 5.0  # how long the job in hand may take after the supervisor's death
 EXIT_BROKEN: Final = 1
@@ -41,6 +41,11 @@ def load_entry_point(spec: str) -> Callable[[Bus], object]:
         raise SupervisorError(f"an entry point is written module:function, entry_point={spec!r}")
     try:
         module = importlib.import_module(module_name)
+    except BusAlreadyRunning as error:
+        raise SupervisorError(
+            "its module starts a bus when it is imported, as each worker does; start that under "
+            f"if __name__ == '__main__', entry_point={spec!r}"
+        ) from error
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise  # a module that the entry point's module imports

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import aembus
+from tests.cli.support import run_program
 from tests.support.running import until
 
 Wrong = Callable[[aembus.Bus], object]
@@ -154,6 +158,28 @@ def test_what_a_supervisor_is_given_is_checked(make: Callable[[], object], says:
     assert says in str(caught.value)
 
 
+def test_a_bus_is_run_in_one_way_at_a_time(bus: str) -> None:
+    """A bus that is served is run by no thread, and the other way round."""
+
+    async def serve(member: aembus.Bus) -> None:
+        serving = asyncio.create_task(member.serve())
+        await asyncio.sleep(0)  # it begins
+        with pytest.raises(aembus.AembusError, match="served already"):
+            member.run_in_thread()
+        member.stop()
+        await serving
+
+    with aembus.connect(bus) as member, aembus.connect(bus) as other:
+        asyncio.run(serve(member))
+        seen = []
+        other.register("p", lambda event: seen.append(1))
+        other.run_in_thread()
+        other.activate("p")
+        until("the thread runs", lambda: bool(seen))
+        with pytest.raises(aembus.AembusError, match="a thread runs this bus already"):
+            asyncio.run(other.serve())
+
+
 async def application(bus: aembus.Bus) -> None:
     """An entry point that nobody would await."""
 
@@ -171,3 +197,16 @@ def test_a_call_to_oneself_that_nobody_runs_says_so(bus: str) -> None:
         member.register("p", handler)
         with pytest.raises(aembus.CallTimeout, match="so a thread must run its bus"):
             member.point("p").call(timeout=0.01)
+
+
+def test_a_module_that_starts_its_bus_at_import_is_told(bus_name: str, tmp_path: Path) -> None:
+    """Without the guard each worker would start the bus anew; the error says which guard."""
+    module = f"unguarded_{bus_name.replace('-', '_')}"
+    (tmp_path / f"{module}.py").write_text(
+        "import aembus\n"
+        f"worker = aembus.WorkerSpec('w', '{module}:main')\n"
+        f"aembus.Supervisor('{bus_name}', workers=[worker]).run()\n"
+    )
+    ended = run_program(tmp_path, [sys.executable, f"{module}.py"])
+    assert ended.code == 1
+    assert "start that under if __name__ == '__main__'" in ended.error_line
