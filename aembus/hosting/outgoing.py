@@ -37,12 +37,16 @@ MEMBER_WENT: Final = "its member went while it waited for room"
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A job that waits for room; `point` where it may be routed anew if its target goes."""
+    """A job that waits for room; `point` where it may be routed anew if its target goes.
+
+    repeats: see Host.activate.
+    """
 
     target: Target
     job: Job
     point: str | None
     source: int
+    repeats: bool = False
 
 
 @final
@@ -98,12 +102,24 @@ class Outgoing:
             route = self._routes[point] = self._sender.route(point)
         return route
 
-    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
+    def activate(
+        self,
+        point: str,
+        payload: bytes,
+        key_hash: int | None,
+        source: int = 0,
+        repeats: bool = False,
+    ) -> int:
         """See Host."""
-        return self.activate_route(self._route(point), payload, key_hash, source)
+        return self.activate_route(self._route(point), payload, key_hash, source, repeats)
 
     def activate_route(
-        self, route: Route, payload: bytes, key_hash: int | None, source: int
+        self,
+        route: Route,
+        payload: bytes,
+        key_hash: int | None,
+        source: int,
+        repeats: bool = False,
     ) -> int:
         """Do what `activate` does."""
         key_hash = IN_TURN if key_hash is None else key_hash
@@ -113,7 +129,7 @@ class Outgoing:
         job = Job(payload, key_hash)
         targets = self._sender.pick(route, job)
         for target in targets:
-            self._send_or_park(Parked(target, job, route.point, source))
+            self._send_or_park(Parked(target, job, route.point, source, repeats))
         if route.queue.taps:
             self._sender.send_copies(route, job)
         # What goes the short way would overtake what is parked.
@@ -165,6 +181,8 @@ class Outgoing:
         if drops:
             self._sender.peers.count_dropped(target)
             return 0
+        if parked.repeats and self._parking.waits_for(lane, parked.source):
+            return 0
         if not len(self._parking):
             for route in self._routes.values():
                 route.publisher, route.lanes_opened = None, 0
@@ -193,7 +211,8 @@ class Outgoing:
                 self._on_lost(parked, MEMBER_WENT)
             return  # else an expiry, for a process that is no more
         key_hash = None if parked.job.key_hash == IN_TURN else parked.job.key_hash
-        if not self.activate(parked.point, parked.job.payload, key_hash, parked.source):
+        payload, source = parked.job.payload, parked.source
+        if not self.activate(parked.point, payload, key_hash, source, parked.repeats):
             self._on_lost(parked, MEMBER_WENT)
 
     def route_anew_where_gone(self) -> bool:

@@ -140,13 +140,22 @@ class Host(Protocol):
             source: on whose behalf, for `congested`.
         """
 
-    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
+    def activate(
+        self,
+        point: str,
+        payload: bytes,
+        key_hash: int | None,
+        source: int = 0,
+        repeats: bool = False,
+    ) -> int:
         """Wake the events of a point; return how many jobs that made (parked ones counted).
 
         Args:
             payload: the encoded data.
             key_hash: picks the member of each group; None for round-robin.
             source: on whose behalf, for `congested`; 0 for nobody's.
+            repeats: the source does this again and again: a member that has no room, and for which
+                one of the source's is parked, is left out.
         """
 
     def send(self, target: Target, job: Job, source: int = 0) -> int:

@@ -93,6 +93,14 @@ class Parking:
         queue = self._queues.get(slot)
         return queue is not None and bool(queue.entries)
 
+    def waits_for(self, slot: int, source: int) -> bool:
+        """Say whether items of `source` wait for `slot`."""
+        origin = self._sources.get(source)
+        if origin is None or not origin.items:
+            return False
+        queue = self._queues.get(slot)
+        return queue is not None and any(parked_by is origin for _, _, parked_by in queue.entries)
+
     def park(self, slot: int, item: Any, size_bytes: int, source: int) -> None:
         """Put an item of `size_bytes` at the end of the queue for `slot`."""
         assert size_bytes >= 0, f"size_bytes={size_bytes}"

@@ -40,17 +40,19 @@ class _Owner:
     """A process and its plain timers.
 
     owed: ids that have expired and found no room in its inbox.
+    paid: how many it has been told of.
     wants_room: the flag in its lane is raised.
     next_due: a tick; nothing is due before.
     """
 
-    __slots__ = ("caller", "next_due", "owed", "route", "wants_room", "wheel")
+    __slots__ = ("caller", "next_due", "owed", "paid", "route", "wants_room", "wheel")
 
     def __init__(self, caller: Caller, route: NumbersRoute, wheel: TimingWheel) -> None:
         self.caller = caller
         self.route = route
         self.wheel = wheel
         self.owed: deque[int] = deque()
+        self.paid = 0
         self.wants_room = False
         self.next_due: int | None = None
 
@@ -202,11 +204,12 @@ class TimerService(Service):
         while owed:
             if publisher is None or not publisher.publish_numbers(owed[0], 0):
                 if self._try_send(owner, owed[0]) == FULL:
-                    return paid
+                    break
                 publisher = route.publisher
             owed.popleft()
             paid += 1
-        if owner.wants_room:
+        owner.paid += paid
+        if owner.wants_room and not owed:
             owner.wants_room = False
             self.host.want_room(owner.caller.slot, False)
         return paid
@@ -226,12 +229,21 @@ class TimerService(Service):
             return 0
 
     def _fire(self, entry: Entry) -> None:
-        self._expired += 1
+        repeats = entry.period_ns > 0
         if entry.point is not None:
-            self.host.activate(entry.point, entry.payload, entry.key_hash)
+            if repeats and not entry.source:
+                entry.source = self.host.new_source()
+            self._expired += 1
+            self.host.activate(
+                entry.point, entry.payload, entry.key_hash, entry.source, repeats=repeats
+            )
             return
         owner = self._owners[entry.starter]
+        if repeats and owner.paid < entry.owed_until:
+            return  # a period that was missed, as those are that come while the machine sleeps
+        self._expired += 1
         owner.owed.append(entry.starter_id)
+        entry.owed_until = owner.paid + len(owner.owed)
         self._pay(owner)
 
     def on_clock_step(self) -> None:

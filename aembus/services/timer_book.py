@@ -8,7 +8,7 @@ wheel that says when.  A process's plain timers, of which there may be millions,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from aembus.services.base import Caller
@@ -16,6 +16,7 @@ from aembus.services.base import Caller
 from .wheel import GENERATION_BITS, TimingWheel, next_id, timer_id
 
 TICK_NS: Final = 1_000_000
+CARRIED: Final = 10  # so many of an entry's fields pass to another version
 
 
 def tick_of(due_ns: int) -> int:
@@ -35,6 +36,8 @@ class Entry:
     point: what it activates; None: a handler of its starter.
     payload, key_hash: of the activation.
     name: there is one of this name on the bus.
+    source: the host's number for it, once it has activated its point; 0 if it does not repeat.
+    owed_until: it has expired and is not paid while its owner has been paid less than that.
     """
 
     slot: int
@@ -47,11 +50,17 @@ class Entry:
     payload: bytes = b""
     key_hash: int | None = None
     name: str | None = None
+    source: int = 0
+    owed_until: int = 0
 
     @property
     def starter(self) -> Caller:
         """Who started it."""
         return Caller(self.slot, self.incarnation)
+
+    def to_data(self) -> list[Any]:
+        """Return what another version makes it of: the arguments in front of `source`."""
+        return [getattr(self, name) for name in self.__slots__[:CARRIED]]
 
 
 class TimerBook:
@@ -169,7 +178,7 @@ class TimerBook:
 
     def to_data(self) -> list[Any]:
         """Return the book as what fits msgpack."""
-        return [astuple(self._entries[number]) for number in self._in_order()]
+        return [self._entries[number].to_data() for number in self._in_order()]
 
     def _in_order(self) -> Iterator[int]:
         for wheel in (self._wheel, self._wall_wheel):

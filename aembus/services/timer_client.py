@@ -196,7 +196,7 @@ class TimerClient:
 
         Args:
             period: seconds, a millisecond at least.  Periods that were missed, since the machine
-                was too busy or slept, are not made up for.
+                was too busy or slept, or the inbox was full, are not made up for.
             what, data, key, name: as for `after`; by its name a timer is one, however many
                 processes start it, however often they restart.
 

@@ -169,7 +169,14 @@ class ServiceHost:
         """See Host."""
         return SourcePoint(self, name)
 
-    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
+    def activate(
+        self,
+        point: str,
+        payload: bytes,
+        key_hash: int | None,
+        source: int = 0,
+        repeats: bool = False,
+    ) -> int:
         """See Host."""
         route = self._routes.get(point)
         if route is None:

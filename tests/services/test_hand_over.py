@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -46,6 +48,7 @@ class HandHost:
     expiries: list[tuple[int, int, int]] = field(default_factory=list)  # ms, slot, id
     activations: list[tuple[int, str, Any]] = field(default_factory=list)  # ms, point, data
     sent: list[Any] = field(default_factory=list)
+    sources: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def now_ns(self) -> int:
         """See Host."""
@@ -63,7 +66,18 @@ class HandHost:
         """See Host."""
         return HandRoute(self, slot)
 
-    def activate(self, point: str, payload: bytes, key_hash: int | None, source: int = 0) -> int:
+    def new_source(self) -> int:
+        """See Host."""
+        return next(self.sources)
+
+    def activate(
+        self,
+        point: str,
+        payload: bytes,
+        key_hash: int | None,
+        source: int = 0,
+        repeats: bool = False,
+    ) -> int:
         """See Host."""
         self.activations.append((self.passed_ms(), point, decode(payload)))
         return 1

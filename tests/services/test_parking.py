@@ -192,6 +192,18 @@ def test_a_forgotten_source_leaves_its_items() -> None:
     assert not parking.is_parked(1)
 
 
+def test_what_waits_of_a_source_is_known_by_slot() -> None:
+    """As long as it waits there, and for no other slot or source."""
+    parking = Parking(BYTES_MAX)
+    parking.park(1, "a", 10, 1)
+    parking.park(1, "b", 10, 2)
+    parking.park(2, "c", 10, 2)
+    waiting = [(slot, source) for slot in (1, 2, 3) for source in (1, 2, 3)]
+    assert [w for w in waiting if parking.waits_for(*w)] == [(1, 1), (1, 2), (2, 2)]
+    parking.flush(1, always)
+    assert [w for w in waiting if parking.waits_for(*w)] == [(2, 2)]
+
+
 def test_a_number_used_again_is_another_source() -> None:
     """What a forgotten source left behind does not count against the next one of its number."""
     parking = Parking(BYTES_MAX)

@@ -20,6 +20,9 @@ from aembus.services.wheel import GENERATION_BITS
 from aembus.shm import lanes
 from tests.support.running import program, statistics, until
 
+LANE_BYTES = 4096
+ROOM = LANE_BYTES // 64  # the records that a lane has room for, at most
+
 
 @pytest.fixture(params=["c", "python"])
 def bus(
@@ -29,7 +32,9 @@ def bus(
     if request.param == "c" and lanes.Publisher is None:
         pytest.skip("the lane in C is not in use")
     monkeypatch.setenv(lanes.VARIABLE, request.param)
-    with aembus.Supervisor(bus_name, services=["timer"], state_directory=tmp_path, lane_bytes=4096):
+    with aembus.Supervisor(
+        bus_name, services=["timer"], state_directory=tmp_path, lane_bytes=LANE_BYTES
+    ):
         yield bus_name
 
 
@@ -269,8 +274,36 @@ def test_an_owner_without_room_gets_all_its_expiries_later(bus: str) -> None:
     with aembus.connect(bus) as member:
         timer = member.service("timer")
         fired: list[int] = []
-        for number in range(300):  # its lane has room for 64
+        for number in range(300):  # its lane has room for ROOM
             timer.after(0.0, lambda event, n: fired.append(n), number)
         until("the rest is owed", lambda: timer_statistics(bus)["owed"] > 0)
         until("all have fired", lambda: member.poll(0.1) * 0 or len(fired) == 300)
         assert fired == [*range(300)]
+
+
+def test_periods_that_find_no_room_are_not_made_up_for(bus: str) -> None:
+    """Of a periodic timer one expiry waits for a process that takes none, however long that is.
+
+    Others at the same point get theirs meanwhile.
+    """
+    with aembus.connect(bus) as busy, aembus.connect(bus) as other:
+        timer = busy.service("timer")
+        by_handler: list[int] = []
+        by_point: list[str] = []
+        beats: list[str] = []
+        busy.register("tick", lambda event, text: by_point.append(text))
+        other.register("tick", lambda event, text: beats.append(text))
+        periodic = [
+            timer.every(0.001, lambda event: by_handler.append(1)),
+            timer.every(0.001, "tick", "tick"),
+        ]
+        until("its lane is full", lambda: other.poll(0.1) * 0 or timer_statistics(bus)["owed"] > 0)
+        enough = len(beats) + 500
+        until("many more are due", lambda: other.poll(0.1) * 0 or len(beats) >= enough)
+        assert timer_statistics(bus)["owed"] == 1
+        for started in periodic:
+            started.cancel()
+        timer.after(0.0, "tick", "end")
+        until("all have come", lambda: busy.poll(0.1) * 0 or "end" in by_point)
+        assert by_handler == []  # they were cancelled
+        assert 0 < len(by_point) <= ROOM + 2
