@@ -477,7 +477,7 @@ class SupervisorProcess:
             await asyncio.sleep(0.005)
 
     def _summarise(self) -> Summary:
-        totals = self._inboxes.all_totals()
+        totals = self._inboxes.survey().totals
         counters: dict[str, int] = {}
         failed = 0
         for member in self._members:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aembus.shm import layout
 from aembus.shm.doorbell import Ringer, create_bell, fence, unlink_bell
@@ -48,6 +49,19 @@ class Totals:
             self.dropped + other.dropped,
             self.expired + other.expired,
         )
+
+
+class Survey(NamedTuple):
+    """What went through all inboxes.
+
+    totals: those that are no more included.
+    by_inbox: by the inbox's number.
+    sent_by: how many records a slot's owners have sent to the inboxes that are.
+    """
+
+    totals: Totals
+    by_inbox: dict[int, Totals]
+    sent_by: dict[int, int]
 
 
 @dataclass(slots=True)
@@ -128,17 +142,28 @@ class Inboxes:
 
     def totals(self, inbox_id: int) -> Totals:
         """Return what went through an inbox, all its lanes together."""
-        totals = Totals(expired=self.word(inbox_id, layout.EXPIRED))
-        for _, _, counts in self._counts(inbox_id):
-            totals += _totals(counts)
-        return totals
+        return self._totals(inbox_id, {})
 
-    def all_totals(self) -> Totals:
-        """Return what went through all inboxes that are and were, the replies included."""
-        totals = self.removed
-        for inbox_id in self._inboxes:
-            totals += self.totals(inbox_id)
-        return totals
+    def survey(self) -> Survey:
+        """Return what went through all inboxes that are and were, the replies included.
+
+        Each lane is looked at once: there are as many as pairs of members.
+        """
+        sent: dict[int, int] = {}
+        by_inbox = {inbox_id: self._totals(inbox_id, sent) for inbox_id in self._inboxes}
+        return Survey(sum(by_inbox.values(), self.removed), by_inbox, sent)
+
+    def _totals(self, inbox_id: int, sent_by: dict[int, int]) -> Totals:
+        sent = delivered = dead_lettered = queued = dropped = 0
+        for _, producer, counts in self._counts(inbox_id):
+            sent_by[producer] = sent_by.get(producer, 0) + counts.sent
+            sent += counts.sent - counts.forwarded
+            delivered += counts.delivered
+            dead_lettered += counts.dead_lettered
+            queued += counts.queued
+            dropped += counts.dropped
+        expired = self.word(inbox_id, layout.EXPIRED)
+        return Totals(sent, delivered, dead_lettered, queued, dropped, expired)
 
     def finished(self, inbox_id: int) -> int:
         """Return how many records of an inbox are finished."""
@@ -272,13 +297,3 @@ class Inboxes:
                 lane.forwarded(record)
             else:
                 lane.dead(record)
-
-
-def _totals(counts: LaneCounts) -> Totals:
-    return Totals(
-        counts.sent - counts.forwarded,
-        counts.delivered,
-        counts.dead_lettered,
-        counts.queued,
-        counts.dropped,
-    )

@@ -10,7 +10,7 @@ from typing import Any
 from aembus.hosting.hosting import Hosting
 from aembus.shm import layout
 from aembus.supervisor.dead_letters import DeadLetters
-from aembus.supervisor.inboxes import Inboxes
+from aembus.supervisor.inboxes import Inboxes, Survey
 from aembus.supervisor.members import Member, Members
 from aembus.supervisor.services import Services
 
@@ -25,6 +25,7 @@ def bus_statistics(
     dead_letters: DeadLetters,
 ) -> dict[str, Any]:
     """Return what `aembus stats --json` prints."""
+    survey = inboxes.survey()
     points: dict[str, dict[str, Any]] = {}
     for member in members:
         for event_id, event in (*member.events.items(), *member.stopped.items()):
@@ -53,14 +54,15 @@ def bus_statistics(
             "dead_letters_kept": dead_letters.kept,
             "dead_letters_dropped": dead_letters.dropped,
         },
-        "members": [_member_statistics(member, inboxes) for member in members],
+        "members": [_member_statistics(member, inboxes, survey) for member in members],
         "points": sorted(points.values(), key=lambda p: str(p["name"])),
         "services": loaded,
-        "totals": dataclasses.asdict(inboxes.all_totals()),
+        "totals": dataclasses.asdict(survey.totals),
     }
 
 
-def _member_statistics(member: Member, inboxes: Inboxes) -> dict[str, Any]:
+def _member_statistics(member: Member, inboxes: Inboxes, survey: Survey) -> dict[str, Any]:
+    received = survey.by_inbox[member.inbox_id]
     return {
         "slot": member.slot,
         "kind": member.kind,
@@ -69,15 +71,15 @@ def _member_statistics(member: Member, inboxes: Inboxes) -> dict[str, Any]:
         "state": member.state,
         "incarnation": member.incarnation,
         "restarts": member.restarts,
-        "sent": inboxes.sent_by(member.slot) - member.sent_before,
-        "received": dataclasses.asdict(inboxes.totals(member.inbox_id)),
-        "delivered": inboxes.totals(member.inbox_id).delivered,
-        "queued": inboxes.totals(member.inbox_id).queued,
+        "sent": survey.sent_by.get(member.slot, 0) - member.sent_before,
+        "received": dataclasses.asdict(received),
+        "delivered": received.delivered,
+        "queued": received.queued,
         "held": inboxes.word(member.inbox_id, layout.HELD),
         "retrying": inboxes.word(member.inbox_id, layout.RETRYING),
-        "dead_lettered": inboxes.totals(member.inbox_id).dead_lettered,
+        "dead_lettered": received.dead_lettered,
         "expired": inboxes.word(member.inbox_id, layout.EXPIRED),
-        "dropped": inboxes.totals(member.inbox_id).dropped,
+        "dropped": received.dropped,
         "failed": inboxes.word(member.inbox_id, layout.FAILED),
         "rescued_wakeups": inboxes.word(member.inbox_id, layout.RESCUED_WAKEUPS),
         "corrupted": inboxes.word(member.inbox_id, layout.CORRUPTED),

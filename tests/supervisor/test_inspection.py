@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from aembus.shm import layout, names
+from aembus.shm.layout import CURSOR_RECORD
+from aembus.supervisor.inboxes import Inboxes, Totals
+
+SLOTS = 4
+
+
+@pytest.fixture
+def inboxes(bus_name: str) -> Iterator[Inboxes]:
+    """An inbox for each slot; its number is the slot's."""
+    made = Inboxes(bus_name, names.new_nonce(), SLOTS, 4096)
+    try:
+        for inbox_id in range(SLOTS):
+            made.create(inbox_id)
+        yield made
+    finally:
+        made.remove_all()
+
+
+def test_each_inbox_is_looked_at_once(inboxes: Inboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked: who looks holds up the supervisor, and there are as many lanes as pairs.
+
+    The one of slot p in inbox i has carried 10 * p + i records, and i of them are finished.
+    """
+    for inbox_id in range(SLOTS):
+        words = inboxes._inboxes[inbox_id].segment.words
+        memory = inboxes._inboxes[inbox_id].segment.memory
+        for producer in range(SLOTS):
+            lane = layout.lane_index(SLOTS, layout.CLASS_NORMAL, producer)
+            control = layout.lane_control_offset(SLOTS, lane)
+            memory[layout.DOORS + lane] = layout.DOOR_OPEN
+            words[(control + layout.LANE_TAIL) // 8] = CURSOR_RECORD * (10 * producer + inbox_id)
+            words[(control + layout.LANE_HEAD) // 8] = CURSOR_RECORD * inbox_id
+    looked: list[int] = []
+    counts = inboxes._counts
+    monkeypatch.setattr(inboxes, "_counts", lambda i: looked.append(i) or counts(i))
+    survey = inboxes.survey()
+    assert looked == [0, 1, 2, 3]
+    assert survey.sent_by == {p: 40 * p + 6 for p in range(SLOTS)}
+    assert survey.by_inbox[2] == Totals(sent=68, delivered=8, queued=60)
+    assert survey.totals == Totals(sent=264, delivered=24, queued=240)
+    assert survey.by_inbox[2] == inboxes.totals(2)
