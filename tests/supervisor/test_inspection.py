@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from aembus.shm import layout, names
+from aembus.shm.lane import LaneCounts
 from aembus.shm.layout import CURSOR_RECORD
 from aembus.supervisor.inboxes import Inboxes, Totals
 
@@ -39,7 +40,12 @@ def test_each_inbox_is_looked_at_once(inboxes: Inboxes, monkeypatch: pytest.Monk
             words[(control + layout.LANE_HEAD) // 8] = CURSOR_RECORD * inbox_id
     looked: list[int] = []
     counts = inboxes._counts
-    monkeypatch.setattr(inboxes, "_counts", lambda i: looked.append(i) or counts(i))
+
+    def look(inbox_id: int) -> list[tuple[int, int, LaneCounts]]:
+        looked.append(inbox_id)
+        return counts(inbox_id)
+
+    monkeypatch.setattr(inboxes, "_counts", look)
     survey = inboxes.survey()
     assert looked == [0, 1, 2, 3]
     assert survey.sent_by == {p: 40 * p + 6 for p in range(SLOTS)}
