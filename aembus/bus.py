@@ -435,7 +435,8 @@ class Bus:
 
         Other tasks run between two jobs, and while an ``async def`` handler awaits something.
         Cancelling this cancels the handlers that are awaited and leaves their jobs in hand; it may
-        be called again then.
+        be called again then.  If something else that a handler awaits is cancelled, the handler has
+        raised CancelledError.  What is no other Exception passes from a handler, through this.
 
         Args:
             concurrency: how many jobs of ``async def`` handlers may be under way at once.  1: the

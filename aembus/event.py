@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, final
 
 from aembus.callchain import Chain
@@ -59,17 +60,20 @@ class Owner(Protocol):
         """See EventStruct.call_waiters."""
 
 
-class Awaited(NamedTuple):
+@dataclass(slots=True)
+class Awaited:
     """What an ``async def`` handler works on, also while it awaits something.
 
     chain: who waits for it, if it is a call.
     alone: its member delivers nothing meanwhile.
+    ended: it has; what it has started may run on, and nobody waits for that.
     """
 
     event: Event
     record: Record
     chain: Chain
     alone: bool
+    ended: bool = False
 
 
 # Where a coroutine of a handler runs, and in the tasks that it starts.
@@ -162,8 +166,9 @@ class Event:
         record = None if self.lane is None else self.lane.in_hand
         if record is None:
             record = self._special
-        if record is None and (work := awaited.get()) is not None and work.event is self:
-            record = work.record
+        if record is None and (work := awaited.get()) is not None:
+            if work.event is self and not work.ended:
+                record = work.record
         return record
 
     def call_chain(self) -> Chain:

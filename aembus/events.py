@@ -175,7 +175,7 @@ class EventStruct:
         if self._delivering and self.in_handler():
             return self._chain, True
         work = awaited.get()
-        return (work.chain, work.alone) if work is not None else ((), False)
+        return (work.chain, work.alone) if work is not None and not work.ended else ((), False)
 
     # --- what is not finished when its handler has returned --------------------------------------
 
@@ -247,7 +247,7 @@ class EventStruct:
         self._held.hold(record, event)
         self._show_unfinished()
 
-    def complete(self, record: Record, failed: Exception | None, result: Any = None) -> None:
+    def complete(self, record: Record, failed: BaseException | None, result: Any = None) -> None:
         """See Job.done and Job.fail; or take what an awaited handler has raised."""
         if record.kind == layout.KIND_CALL:
             answer = functools.partial(self._answer, record, result)
@@ -396,7 +396,7 @@ class EventStruct:
             log.error("handler of %r failed", event, exc_info=error)
             self._count_failed(event)
 
-    def _raised(self, record: Record, event: Event | None, error: Exception) -> None:
+    def _raised(self, record: Record, event: Event | None, error: BaseException) -> None:
         if isinstance(error, Refused):
             self._refuse(record, event, failure_of(error))
             return

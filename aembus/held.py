@@ -25,7 +25,7 @@ class Completed(NamedTuple, Generic[E]):
 
     record: Record
     event: E
-    failed: Exception | None
+    failed: BaseException | None
 
 
 class HeldJobs(Generic[E]):
@@ -60,7 +60,10 @@ class HeldJobs(Generic[E]):
             record.lane.hold(record)
 
     def complete(
-        self, record: Record, failed: Exception | None, answer: Callable[[E], bool] | None = None
+        self,
+        record: Record,
+        failed: BaseException | None,
+        answer: Callable[[E], bool] | None = None,
     ) -> None:
         """Take what a held job came to; see Job.done and Job.fail.
 

@@ -23,7 +23,7 @@ class Keeper(Protocol):
     def hold(self, record: Record, event: Any) -> None:
         """See Job.hold."""
 
-    def complete(self, record: Record, failed: Exception | None, result: Any = None) -> None:
+    def complete(self, record: Record, failed: BaseException | None, result: Any = None) -> None:
         """See Job.done and Job.fail."""
 
 
@@ -106,7 +106,7 @@ class Job:
         """
         self._keeper.complete(self._record, JobFailed(reason))
 
-    def raised(self, error: Exception) -> None:
+    def raised(self, error: BaseException) -> None:
         """Complete a held job with what its handler raised (for who awaits the handler)."""
         self._keeper.complete(self._record, error)
 

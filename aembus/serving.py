@@ -50,10 +50,14 @@ class Server:
         self._concurrency = concurrency
         self._begun: Begun | None = None  # what is awaited here, if nothing else may run
         self._tasks: set[asyncio.Task[None]] = set()
+        self._cancelled_before = 0  # how often who serves had been, when it began
+        self._ending = False  # and the handlers that are awaited are cancelled
+        self._passing: BaseException | None = None  # what one of the tasks has raised
 
     async def serve(self) -> None:
         """Deliver until the runner is stopped, or this is cancelled."""
         self._coroutines.start, self._coroutines.served = self._start, True
+        self._cancelled_before = _times_cancelled()
         with self._listener as listener:
             listener.delivers = True
             try:
@@ -72,6 +76,7 @@ class Server:
     async def _serve(self, listener: LoopListener) -> None:
         runner = self._runner
         while not runner.is_stopping:
+            self._pass_on()
             listener.rung.clear()
             self._inbox.answer_bell()
             handled = listener.take_turn(runner.deliver)
@@ -113,11 +118,19 @@ class Server:
 
     def _handle_end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        if not task.cancelled():
+            self._passing = self._passing or task.exception()
         self._listener.rung.set()
+
+    def _pass_on(self) -> None:
+        # What is no Exception passes from a task, too, as it does from a handler that runs alone.
+        if self._passing is not None:
+            raise self._passing
 
     async def _until_all_have_ended(self) -> None:
         while self._tasks:
             await self._until_one_has_ended()
+        self._pass_on()
 
     async def _until_one_has_ended(self) -> None:
         self._leave_bell(True)
@@ -127,12 +140,17 @@ class Server:
             self._leave_bell(False)
 
     async def _finish(self, begun: Begun) -> None:
-        # What is no Exception passes, and leaves the job in hand; a cancellation is one of these.
-        event, record = begun.event, begun.record
-        token = awaited.set(Awaited(event, record, begun.chain, self._concurrency == 1))
+        # What is no Exception passes, and leaves the job in hand; the cancellation of who serves is
+        # one of these, that of something which the handler has awaited is not.
+        work = Awaited(begun.event, begun.record, begun.chain, self._concurrency == 1)
+        token = awaited.set(work)
         try:
             try:
                 result = await begun.coroutine
+            except asyncio.CancelledError as error:
+                if self._is_cancelled():
+                    raise
+                complete = functools.partial(begun.job.raised, error)
             except Exception as error:
                 complete = functools.partial(begun.job.raised, error)
             else:
@@ -141,9 +159,16 @@ class Server:
             with contextlib.suppress(JobNotInHand, BusBroken, BusClosed):
                 complete()
         finally:
+            work.ended = True
             awaited.reset(token)
 
+    def _is_cancelled(self) -> bool:
+        if self._concurrency > 1:  # each in a task of its own, which nobody else cancels
+            return self._ending
+        return _times_cancelled() > self._cancelled_before
+
     async def _cancel(self) -> None:
+        self._ending = True
         if self._begun is not None:
             self._begun.coroutine.close()
             self._begun = None
@@ -167,3 +192,8 @@ class Server:
             self._inbox.watch_for_lost_posts(by_bound and self._inbox.has_records())
         finally:
             timer.cancel()
+
+
+def _times_cancelled() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0

@@ -84,7 +84,7 @@ class Member:
             f"held, event={event!r}"
         )
 
-    def complete(self, record: Any, failed: Exception | None, result: Any = None) -> NoReturn:
+    def complete(self, record: Any, failed: BaseException | None, result: Any = None) -> NoReturn:
         """Refuse: see JobNotInHand's text."""
         raise JobNotInHand(
             "the job of an event with spawn=True is done when its handler returns, and fails when "

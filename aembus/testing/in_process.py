@@ -175,7 +175,7 @@ class InProcessBus:
             awaited.set(Awaited(begun.event, begun.record, begun.chain, True))
             try:
                 result = await begun.coroutine
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 begun.job.raised(error)
             else:
                 begun.job.done(result)
