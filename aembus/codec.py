@@ -62,23 +62,32 @@ _portable_names: dict[type, str] = {}
 
 NOT_PLAIN: Final = (TypeError, OverflowError)
 
-# Packers that are kept, since making one costs more than most data do, and that nobody uses now.
-_packers: Final[list[Callable[[Any], bytes]]] = []
+_Pack = Callable[[Any], bytes]
+
+# Packers are kept, since making one costs more than most data do.  Each has one buffer, so it is
+# nobody else's while it packs: that may run Python code, of a subclass that looks at its items in
+# its own way, or, up to CPython 3.11, of a finalizer.  That may encode, or let another thread.
+_packers: Final[list[_Pack]] = []
+take_packer: Final[Callable[[], _Pack]] = _packers.pop  # raises IndexError if there is none
+return_packer: Final[Callable[[_Pack], None]] = _packers.append
+
+
+def make_packer() -> _Pack:
+    """Return one for where `take_packer` has none; to be returned as those."""
+    pack: _Pack = msgpack.Packer().pack
+    return pack
 
 
 def encode_plain(arguments: tuple[Any, ...] | list[Any]) -> bytes:
     """Like `encode`, but raise one of NOT_PLAIN for what only `encode_rich` can."""
-    # A packer has one buffer, so nobody else gets it meanwhile.  Packing may run Python code: of a
-    # subclass that looks at its items in its own way, or, up to CPython 3.11, of a finalizer.  That
-    # may encode, or let another thread do so.
     try:
-        pack = _packers.pop()
+        pack = take_packer()
     except IndexError:
-        pack = msgpack.Packer().pack
+        pack = make_packer()
     try:
         return pack(arguments)
     finally:
-        _packers.append(pack)
+        return_packer(pack)
 
 
 def encode(arguments: tuple[Any, ...] | list[Any]) -> bytes:

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
 from aembus.calls import Answer, Calls
-from aembus.codec import NOT_PLAIN, encode, encode_plain, encode_rich, key_hash
+from aembus.codec import (
+    NOT_PLAIN,
+    encode,
+    encode_rich,
+    key_hash,
+    make_packer,
+    return_packer,
+    take_packer,
+)
 from aembus.coroutines import is_coroutine
 from aembus.errors import RegistrationError
 from aembus.sender import IN_TURN, Job, Sender
@@ -89,9 +97,15 @@ class ActivationPoint:
             job = _mortal_job(encode(data), hashed, ttl, self._sender.clock())
             return self._sender.activate_with(self._route, job, min(timeout, ttl))
         try:
-            payload = encode_plain(data)  # as `encode` would, a call less
+            pack = take_packer()  # as `encode` would, two calls less
+        except IndexError:
+            pack = make_packer()
+        try:
+            payload = pack(data)
         except NOT_PLAIN:
             payload = encode_rich(data)
+        finally:
+            return_packer(pack)
         publisher = self._route.publisher
         if publisher is not None:  # as `try_activate` would
             jobs = publisher.publish(payload, hashed)

@@ -15,6 +15,7 @@ import pytest
 
 import aembus
 from aembus import codec
+from aembus.testing import InProcessBus
 
 
 @aembus.portable
@@ -189,6 +190,18 @@ def test_what_is_encoded_may_encode() -> None:
     outer = codec.encode(["before", own, "after"])
     assert codec.decode(outer) == ["before", {"x": 1}, "after"]
     assert [codec.decode(data) for data in inner] == [["inner"]]
+
+
+def test_what_is_activated_may_activate() -> None:
+    """The same where an activation encodes by itself."""
+    with InProcessBus() as bus:
+        seen: list[tuple[object, ...]] = []
+        bus.connect().register("p", lambda event, *data: seen.append(data))
+        point = bus.connect().point("p")
+        for _ in range(3):
+            point.activate("before", OwnItems(lambda: point.activate("inner")), "after")
+            bus.deliver()
+        assert seen == [("inner",), ("before", {"x": 1}, "after")] * 3
 
 
 def test_what_is_encoded_may_let_other_threads_encode() -> None:
