@@ -71,7 +71,8 @@ class Answers:
         try:
             return self._send(header, 0, encode((value, event)))
         except Exception as error:  # whatever a subclass's conversion raises
-            log.error("what %r returned cannot be sent to its caller: %s", event, error)
+            who = repr(event) if event else "a service's call"
+            log.error("what %s returned cannot be sent to its caller: %s", who, error)
             return self.failed(header, failure_of(error), event)
 
     def encoded(self, header: Sequence[int], answer: bytes | Failure, event: str) -> bool:

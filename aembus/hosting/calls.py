@@ -239,11 +239,17 @@ class CallTable:
     def _refuse(self, record: Record, error: Exception) -> None:
         self.failures += 1
         if not isinstance(error, AembusError | ValueError):
-            log.error("service call %d failed", record.event_id, exc_info=error)
+            log.error("service call %s failed", self._title(record.event_id), exc_info=error)
         if record.flags & layout.FLAG_WANTS_REPLY:
             self._answers.failed(record.header, failure_of(error))
         else:
-            log.error("one-way service call %d failed: %s", record.event_id, error)
+            log.error("one-way service call %s failed: %s", self._title(record.event_id), error)
+
+    def _title(self, call_id: int) -> str:
+        entry = self._entries.get(call_id)
+        if entry is None:
+            return str(call_id)
+        return f"{entry.name!r} of {entry.hosted.name!r} {entry.hosted.label}"
 
 
 def _no_such(call_id: int, slot: int) -> str:

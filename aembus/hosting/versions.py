@@ -23,7 +23,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -228,7 +228,10 @@ class Versions:
     async def _start(self, code: ServiceCode, number: int = 0) -> Hosted:
         try:
             hosted = self._make(code, number)
-            await asyncio.wait_for(hosted.service.start(), START_S_MAX)
+            starting: object = hosted.service.start()
+            if not isinstance(starting, Awaitable):
+                raise TypeError("a service's start() is an async def")
+            await asyncio.wait_for(starting, START_S_MAX)
         except Exception as error:
             raise ServiceLoadError(
                 f"service failed to start, service={code.spec!r}, error={_said(error)}"

@@ -112,6 +112,7 @@ def test_a_version_goes_when_it_is_not_in_use_and_has_answered(bus: Tallies) -> 
         ("1", "", r"this version is loaded already.*version='1', state=running"),
         ("2", "async def start(self): raise RuntimeError('no disk')", r"RuntimeError\('no disk'\)"),
         ("2", "def __init__(self, host): raise OSError('no')", r"failed to start.*OSError\('no'\)"),
+        ("2", "def start(self): pass", r"start\(\) is an async def"),
         ("2", "import lost", r"cannot be imported.*No module named 'lost'"),
         ("2", "name = ''", r"a service's name is 1 to 40 letters"),
     ],
@@ -298,6 +299,20 @@ def test_a_one_way_call_that_raises_stops_nobody(bus: Tallies) -> None:
         assert found.calls == 5
         supervisor = control.request("statistics")["supervisor"]
         assert (supervisor["calls"], supervisor["call_failures"]) == (5, 2)
+
+
+def test_a_call_that_raises_is_logged_by_its_name(
+    bus_name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Who reads the supervisor's log finds the call, the service and its version."""
+    with tallies(bus_name, tmp_path, monkeypatch), aembus.connect(bus_name) as member:
+        tally = member.service("tally")
+        tally.count(b"wrong")
+        assert tally.add(0) == ["1", 0]
+    assert "one-way service call 'count' of 'tally' 1 failed" in capfd.readouterr().err
 
 
 def test_timers_end_with_their_binding_and_the_next_version_begins_anew(
