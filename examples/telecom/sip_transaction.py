@@ -216,7 +216,7 @@ class SipServer:
         rings_s, final = (0.0, 200) if in_dialog else self._ring(request)
         forget_at = turn.now + rings_s + LIFE_S
         invite = Transaction(turn.key, forget_at, turn.connection, b"", number)
-        self._transactions.put(invite)
+        self._remember(invite)
         if in_dialog and dialog is not None:
             dialog.invite = invite
         else:
@@ -293,10 +293,13 @@ class SipServer:
         forget_at = turn.now + LIFE_S
         number = message.cseq.number
         invite = Transaction(timer, forget_at, turn.connection, response, number)
-        self._transactions.put(invite)
+        self._remember(invite)
         tag = self._dialog_tag(message)
-        if self._dialogs.get(tag) is None:
+        dialog = self._dialogs.get(tag)
+        if dialog is None:
             self._dialogs.put(Dialog(tag, forget_at, number, invite))
+        elif dialog.invite is not None and dialog.invite.state is State.LOST:
+            dialog.invite = invite
         return invite
 
     def _ack(self, request: Request, turn: _Turn) -> None:
@@ -357,7 +360,12 @@ class SipServer:
         turn.actions.append(Send(turn.connection, response))
         record = Transaction(turn.key, turn.now + LIFE_S, turn.connection, response)
         record.state = State.CONFIRMED
-        self._transactions.put(record)
+        self._remember(record)
+
+    def _remember(self, record: Transaction) -> None:
+        gone = self._transactions.put(record)
+        if gone is not None and gone.move("late"):
+            self._ringing -= 1  # its timer may still come: it is taken over then
 
     def _dialog_tag(self, message: SipMessage) -> bytes:
         """The To-tag that every worker gives to this call."""
@@ -374,7 +382,7 @@ class SipServer:
         for gone in self._transactions.forget(now):
             if gone.state is State.ACCEPTED:
                 turn.count("calls_unacknowledged")
-            elif gone.state is State.PROCEEDING:  # the end of its ring never came
+            elif gone.move("late"):  # the end of its ring never came
                 self._ringing -= 1
                 turn.actions.append(CancelTimer(gone.key))
         self._dialogs.forget(now)

@@ -400,6 +400,39 @@ def test_calls_that_ring_are_never_forgotten_for_room() -> None:
     assert "calls_taken_over" not in driver.counted
 
 
+def test_a_late_ring_that_is_forgotten_for_room_is_not_counted_for_ever() -> None:
+    """Its timer is taken over when it comes; until then, and after it, there is room for others."""
+    driver = Driver(ring_s=1.0, records_max=4)
+    tag = tag_of(driver.receive(invite(call_id=b"late", branch=b"z9hG4bKlate")))
+    [late] = driver.timers.values()
+    driver.advance(2.0)
+    for number in range(8):
+        driver.receive(request(call_id=b"o%d" % number, branch=b"z9hG4bKo%d" % number))
+    for number in range(2):
+        found = driver.receive(invite(call_id=b"%d" % number, branch=b"z9hG4bK%d" % number))
+        assert statuses(found) == [100, 180]
+    assert statuses(driver.fire(late)) == [200]
+    ack = request(b"ACK", branch=b"z9hG4bKa", call_id=b"late", to_tag=tag)
+    driver.receive(ack)
+    assert "acks_unmatched" not in driver.counted
+    bye = request(b"BYE", branch=b"z9hG4bKb", call_id=b"late", cseq=2, to_tag=tag)
+    assert statuses(driver.receive(bye)) == [200]
+
+
+def test_a_call_that_is_over_before_its_late_ring_has_one_end() -> None:
+    """A ring that never ended is given up once, also where BYE comes behind that."""
+    driver = Driver(ring_s=1.0, records_max=2)
+    for number in range(3):
+        call_id = b"%d" % number
+        tag = tag_of(driver.receive(invite(call_id=call_id, branch=b"z9hG4bK%d" % number)))
+        driver.advance(LIFE_S)
+        ask = request(call_id=call_id, branch=b"z9hG4bKo%d" % number, cseq=2, to_tag=tag)
+        driver.receive(ask)
+        driver.advance(2.0)
+        bye = request(b"BYE", branch=b"z9hG4bKb%d" % number, call_id=call_id, cseq=3, to_tag=tag)
+        assert statuses(driver.receive(bye)) == [200]
+
+
 def test_wake_ups_are_few() -> None:
     """However many calls there are, an idle process is woken a few times and then no more."""
     driver = Driver()
