@@ -275,7 +275,7 @@ class TcpService(Service):
     def on_room(self, sources: Iterable[int]) -> None:
         """Let the connections read again."""
         for source in sources:
-            if (connection := self._connections.get(source)) is not None and not self._closing:
+            if (connection := self._connections.get(source)) is not None:
                 connection.resume()
 
     def close_intakes(self) -> None:
@@ -285,7 +285,7 @@ class TcpService(Service):
             listener.close()
         self.handshakes.close()
         for connection in self._connections.values():
-            connection.pause()
+            connection.close_intake()
 
     # --- passing the state on -------------------------------------------------------------------
 

@@ -81,8 +81,8 @@ class Connection:
 
     __slots__ = (
         "_begun_ns", "_closing", "_drained_ns", "_end_ns", "_ending", "_feed", "_held", "_host",
-        "_is_raw", "_keeper", "_key", "_last_ns", "_point", "_room_wanted", "_unfinished",
-        "counted_as", "failure", "id", "is_open", "origin", "peer", "stream",
+        "_intake_closed", "_is_raw", "_keeper", "_key", "_last_ns", "_point", "_room_wanted",
+        "_unfinished", "counted_as", "failure", "id", "is_open", "origin", "peer", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +119,7 @@ class Connection:
         self._closing = False
         self._drained_ns = 0  # when to close, whatever goes on; 0: never
         self._room_wanted = False
+        self._intake_closed = False  # the bus is about to stop
         self.stream = make_stream(connected, self)
 
     # --- before anything is said ----------------------------------------------------------------
@@ -352,13 +353,14 @@ class Connection:
         else:
             self.close()
 
-    def pause(self) -> None:
-        """Take in nothing more."""
+    def close_intake(self) -> None:
+        """Take in nothing more, whatever was to let it go on."""
+        self._intake_closed = True
         self.stream.pause()
 
     def resume(self) -> None:
         """Read again, after a pause that was ours: it is not held against the peer."""
-        if not (self._ending or self.stream.is_reading):
+        if not (self._ending or self._intake_closed or self.stream.is_reading):
             self._last_ns = self._host.now_ns()
             if self._begun_ns:
                 self._begun_ns = self._last_ns
