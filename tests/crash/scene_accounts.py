@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Protocol
 from tests.crash.scene_log import (
     ANSWERED,
     ASK,
+    ASK_AGAIN,
     BAD,
     BEGIN,
     END,
@@ -119,6 +120,7 @@ class Accounts:
         self.wrong: list[str] = []
         self.inboxes: dict[str, int] = {}  # of receivers that have a name, by that
         self.ended_by_force: set[int] = set()  # PIDs; whose END need not have become DONE
+        self.hung_up: set[int] = set()  # PIDs; whose answers to calls need not have been sent
         self.lanes: defaultdict[Lane, LaneAccount] = defaultdict(LaneAccount)
         self._activations: dict[Job, Entry] = {}
         self._last_sent: dict[int, int] = {}
@@ -315,14 +317,14 @@ class Accounts:
         return max(len(deliveries) - ended - len(self._letters.get(job, [])), 0)
 
     def _is_both(self, lane: Lane, delivery: Delivery, letters: list[Letter]) -> bool:
-        # Its receiver was killed between its END and DONE: then this was its last word, and this
-        # very record is among the dead letters.
-        if delivery.pid not in self.ended_by_force:
-            return False
-        last_lane, number = self._last_word[delivery.pid]
-        if self.lanes[last_lane].open.get(number) is not delivery or lane != last_lane:
-            return False
-        return any(
+        # Its receiver was killed between its END and DONE: then this was its last word.  Or it has
+        # hung up, and could not answer this call any more.  And this very record is among the
+        # dead letters.
+        number = next(n for n, found in self.lanes[lane].open.items() if found is delivery)
+        killed = delivery.pid in self.ended_by_force
+        last_word = killed and self._last_word[delivery.pid] == (lane, number)
+        unanswered = delivery.pid in self.hung_up and delivery.point in (ASK, ASK_AGAIN)
+        return (last_word or unanswered) and any(
             letter.attempts > 0
             and (letter.origin, letter.lane_number) == (lane.origin, number)
             and letter.inbox_id == self.inboxes.get(lane.receiver, letter.inbox_id)

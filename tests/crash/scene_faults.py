@@ -141,6 +141,7 @@ class SceneFaults(SceneBase):
     def hang_up(self, pid: int) -> None:
         """Let a member end its connection to the supervisor and live on."""
         self.note(f"pid {pid} hangs up")
+        self.accounts.hung_up.add(pid)
         os.kill(pid, signal.SIGUSR1)
 
     def worker_hangs_up(self, name: str) -> None:
@@ -184,7 +185,9 @@ class SceneFaults(SceneBase):
         """Let a guest leave (SIGTERM), or end it by force, or let it hang up (SIGUSR1)."""
         guest = self._guests[name]
         self.note(f"{name} goes by {number.name}, pid {guest.pid}")
-        if number in (signal.SIGTERM, signal.SIGUSR1):
+        if number == signal.SIGUSR1:
+            self.hang_up(guest.pid)
+        elif number == signal.SIGTERM:
             os.kill(guest.pid, number)
         else:
             self._end_by_force(guest.pid, number)
