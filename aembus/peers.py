@@ -61,8 +61,9 @@ class Peers(dict[int, Peer]):
     def want_room(self, target: Target, wanted: bool) -> None:
         """Raise or lower the room flag in our lane to an event."""
         peer = self.get(target.slot)
-        if peer is not None:
-            peer.lane(target.lane_class).want_room(wanted)
+        lane = peer.open_lane(target.lane_class) if peer is not None else None
+        if lane is not None:
+            lane.want_room(wanted)
 
     def count_dropped(self, target: Target) -> None:
         """Count a job that an event goes without."""

@@ -413,7 +413,8 @@ class Sender:
 
     def ring(self, slot: int) -> None:
         """Post a member's doorbell, if it sleeps, for a reason other than a job of ours."""
-        with contextlib.suppress(AembusError, KeyError), self._gate.lock:
+        # OSError: no descriptor now; its sleep ends all the same.
+        with contextlib.suppress(AembusError, KeyError, OSError), self._gate.lock:
             if slot not in self.peers:  # perhaps a member that we have not heard of
                 self.refresh()
             fence()

@@ -113,7 +113,7 @@ class Hosted:
         if self.passed_on or self.later is not None or now_ns < self._not_before_ns:
             return 0
         try:
-            return self.service.do_work(now_ns) or 0
+            return int(self.service.do_work(now_ns) or 0)  # what is no number fails here
         except Exception:
             self.failures += 1
             log.exception("service %r version %s failed in do_work", self.name, self.label)
@@ -124,8 +124,8 @@ class Hosted:
         """Return when `do_work` is wanted next; None: not before something happens."""
         if self.passed_on or self.later is not None:
             return None
-        due_ns: int | None = self.ask("next_due_ns")
-        return None if due_ns is None else max(due_ns, self._not_before_ns)
+        due_ns = self.ask("next_due_ns")
+        return max(int(due_ns), self._not_before_ns) if isinstance(due_ns, int | float) else None
 
     def start_running(self) -> None:
         """Let the service's asyncio body run."""

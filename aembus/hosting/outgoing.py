@@ -85,6 +85,7 @@ class Outgoing:
         self._parking = Parking(PARKED_BYTES_MAX)
         self._routes: dict[str, Route] = {}
         self._sources = itertools.count(first_source)
+        self._told = ""  # the last error that was logged
 
         self.congested: Callable[[int], bool] = self._parking.congested  # see Host
 
@@ -155,7 +156,16 @@ class Outgoing:
         """Send without parking; return 1, or 0 if the member is not on the bus, or FULL."""
         if self._parking.is_parked(_lane_of(target)):
             return FULL  # behind those
-        return self._sender.try_send(target, job)
+        return self._try_send(target, job)
+
+    def _try_send(self, target: Target, job: Job) -> int:
+        try:
+            return self._sender.try_send(target, job)
+        except OSError as error:  # no descriptor, or no memory, to open its inbox now
+            if str(error) != self._told:
+                self._told = str(error)
+                log.error("a job to slot %d has to wait: %s", target.slot, error)
+            return FULL
 
     def _send_or_park(self, parked: Parked) -> int:
         try:
@@ -170,12 +180,12 @@ class Outgoing:
         # What was sent to one event was counted before, and is not to be dropped.
         drops = target.full == DROP and parked.point is not None
         if not self._parking.is_parked(lane):
-            sent = self._sender.try_send(target, parked.job)
+            sent = self._try_send(target, parked.job)
             if sent != FULL:
                 return sent
             if not drops:
                 self._sender.peers.want_room(target, True)
-                sent = self._sender.try_send(target, parked.job)  # room that came meanwhile
+                sent = self._try_send(target, parked.job)  # room that came meanwhile
                 if sent != FULL:
                     return sent
         if drops:
@@ -200,7 +210,11 @@ class Outgoing:
         return resumed
 
     def _try_parked(self, parked: Parked) -> bool:
-        sent = self._sender.try_send(parked.target, parked.job)
+        try:
+            sent = self._try_send(parked.target, parked.job)
+        except AembusError as error:  # who has the slot now cannot be reached
+            self._on_lost(parked, f"{type(error).__name__}: {error}")
+            return True
         if sent == 0:
             self._route_anew(parked)
         return sent != FULL

@@ -155,7 +155,7 @@ class Ringer:
         self._posted = layout.AWAKE  # the last sleep for which this producer posted
 
     def ring(self, sleeping: int) -> None:
-        """Post for the sleep that `sleeping` announces; a bell that is gone is left alone."""
+        """Post for the sleep that `sleeping` announces; a bell that cannot be had is left alone."""
         if sleeping == self._posted:
             return
         kind = sleeping & layout.BELL_KIND_MASK
@@ -168,7 +168,9 @@ class Ringer:
             pass
         except OSError as error:
             if error.errno != errno.ENXIO:  # a pipe whose owner is dead, and has none open
-                raise
+                # No descriptor, or no memory, to open it now.  What was published stays so, and its
+                # owner finds it when its sleep ends; so whoever publishes must not fail.
+                return
         self._posted = sleeping
 
     def _post_semaphore(self) -> None:

@@ -16,6 +16,8 @@ import pytest
 
 import aembus
 from aembus.control import ControlClient
+from aembus.services import Service
+from aembus.shm import layout
 from aembus.supervisor.dead_letters import DeadLetters
 from tests.crash.scene_view import descriptors
 from tests.support.running import adds_up, statistics, until, workers
@@ -203,3 +205,83 @@ def test_a_worker_is_replaced_although_its_caller_cannot_be_told(bus: str) -> No
         assert client.point("work").call(timeout=10.0) == 1
         calling.join()
         control.close()
+
+
+def test_what_services_send_waits_for_descriptors(
+    bus_name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The supervisor has none to open an inbox: that costs no job, and nothing stands still."""
+    with (
+        aembus.Supervisor(bus_name, services=["timer"], state_directory=tmp_path / "state"),
+        aembus.connect(bus_name) as client,
+    ):
+        got: list[int] = []
+        client.register("late", lambda event, number: got.append(number))
+        timer = client.service("timer")
+        control = ControlClient(bus_name)
+        supervisor = control.request("statistics")["supervisor"]["pid"]
+        limits = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+        used = sum(descriptors(supervisor).values())
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (used - 4, limits[1]))
+        for number in range(5):
+            timer.after(0.0, "late", number)
+
+        def expired() -> int:
+            (service,) = control.request("services")["services"]
+            return int(service["expired"])
+
+        until("all are due", lambda: expired() == 5)
+        assert client.poll() == 0
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, limits)
+        until("all have come", lambda: client.poll(0.05) * 0 or len(got) == 5)
+        control.close()
+    assert got == [0, 1, 2, 3, 4]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_is_published_is_no_failure_for_want_of_a_descriptor(bus_name: str) -> None:
+    """Without one the other's bell cannot be opened: it finds the job when its sleep ends."""
+    with (
+        aembus.Supervisor(bus_name),
+        aembus.connect(bus_name) as sleeper,
+        aembus.connect(bus_name) as client,
+    ):
+        got: list[int] = []
+        sleeper.register("work", lambda event, number: got.append(number))
+        assert client.activate("work", 1) == 1  # its lane is open now, and nobody sleeps
+        sleeper.run_in_thread()
+        until("it sleeps", lambda: got and sleeper._inbox._words[layout.SLEEPING // layout.WORD])
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            assert client.activate("work", 2) == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        until("it has come", lambda: got == [1, 2])
+
+
+class Odd(Service):
+    """A service that returns what it should not."""
+
+    name = "odd"
+    version = "1"
+
+    def do_work(self, now_ns: int) -> int:
+        """Return what is no number."""
+        return "done"  # type: ignore[return-value]
+
+    def next_due_ns(self) -> int | None:
+        """Return what is no time."""
+        return "soon"  # type: ignore[return-value]
+
+
+def test_a_service_that_returns_nonsense_stops_no_other(bus_name: str) -> None:
+    """Its turns are everybody's."""
+    with (
+        aembus.Supervisor(bus_name, services=[f"{__name__}:Odd", "timer"]),
+        aembus.connect(bus_name) as client,
+    ):
+        got: list[aembus.Event] = []
+        client.register("late", got.append)
+        client.service("timer").after(0.0, "late")
+        until("it has come", lambda: client.poll(0.05) * 0 or got)
