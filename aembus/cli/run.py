@@ -205,6 +205,8 @@ def _print_summary(bus: str, state_directory: Path | None, summary: Summary) -> 
         from aembus.supervisor.letter_file import default_directory
 
         print(f"dead letters are kept in {state_directory or default_directory(bus)}")
+        option = f" --state-directory {state_directory}" if state_directory else ""
+        print(f"look at them: aembus dead list --bus {bus}{option}")
 
 
 def _put_first(directory: str) -> None:

@@ -14,6 +14,7 @@ from aembus.cli.usage import Commands, add_command, add_json, bus_name, positive
 
 POLL_S: Final = 0.5
 DATA_CHARACTERS_MAX: Final = 100
+POINTS_MAX: Final = 12  # that are named where a point may be mistyped
 
 _EXAMPLES = """
 aembus trace call.setup
@@ -47,7 +48,13 @@ def execute(arguments: argparse.Namespace) -> int:
     from aembus.connecting import connect
 
     shown = 0
-    with connect(buses.the_one_running(arguments.bus)) as bus:
+    name = buses.the_one_running(arguments.bus)
+    points = sorted(point["name"] for point in buses.statistics(name)["points"])
+    if arguments.point not in points and not arguments.json:
+        some = f"{points[:POINTS_MAX]}{'...' if len(points) > POINTS_MAX else ''}"
+        said = f"nobody is registered at {arguments.point!r} now, points={some}"
+        print(f"aembus trace: {said}", file=sys.stderr, flush=True)
+    with connect(name) as bus:
 
         def show(event: Any, *data: Any) -> None:
             nonlocal shown

@@ -68,7 +68,7 @@ def test_a_run_from_start_to_end(directory: Path, bus_name: str, number: signal.
         ended = run.end(number)
         assert time.monotonic() - before < 3
     assert ended.code == 0
-    summary, counters, dead_letters = ended.out.splitlines()
+    summary, counters, dead_letters, way = ended.out.splitlines()
     pattern = (
         rf"bus '{bus_name}' ran for \d+\.\d s: 3 jobs delivered, 1 failed, 1 dead-lettered, "
         "0 restarts"
@@ -77,6 +77,7 @@ def test_a_run_from_start_to_end(directory: Path, bus_name: str, number: signal.
     assert counters == "jobs 4"
     kept_in = directory / "state" / "aembus" / bus_name
     assert dead_letters == f"dead letters are kept in {kept_in}"
+    assert way == f"look at them: aembus dead list --bus {bus_name}"
     assert kept_in.is_dir()
     assert buses.left_in_shared_memory(bus_name) == []
 
@@ -95,7 +96,8 @@ def test_names_messages_and_arguments_can_be_given(directory: Path, bus_name: st
             bus.activate("work", -1)
         ended = run.end()
     assert ended.code == 0
-    assert ended.out.splitlines()[-1] == "dead letters are kept in letters"
+    assert ended.out.splitlines()[-2] == "dead letters are kept in letters"
+    assert ended.out.splitlines()[-1].endswith(" --state-directory letters")
     assert (directory / "letters" / "dead-letters").is_file()
 
 
