@@ -111,6 +111,8 @@ class Interrupter:
             masked.pending = True
             return
         self._inbox.answer_bell()
+        if masked.depth:
+            masked.look(frame)
         if masked.depth or self._delivering:
             masked.pending = True
         else:
@@ -208,6 +210,8 @@ class Interrupter:
                 # Whoever stored a job since then was told to post for it.
                 asleep = asleep and asleep == self._inbox.announced
                 self._inbox.watch_for_lost_posts(bool(asleep) and self._inbox.has_records())
+                if masked.depth and masked.pending and not self._blocked:  # is it still?
+                    signal.pthread_kill(self.thread, SIGNAL)
             self._insist()
 
     def _insist(self) -> None:

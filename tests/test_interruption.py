@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -7,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import aembus
+from tests.support.interruption import Arrival, At, every_ctrl_c, handler, interrupt, numbers
 from tests.support.running import adds_up, statistics, until
 
 SENDER = """
@@ -91,6 +94,43 @@ def test_jobs_that_come_while_the_main_thread_is_awake_need_no_post(
             compute_until(done)
             assert process.wait(30) == 0
         assert all(m["rescued_wakeups"] == 0 for m in statistics(bus)["members"])
+
+
+def test_ctrl_c_leaves_no_mask_behind(bus: str) -> None:
+    """Wherever it comes in entering or leaving one, the next job is delivered."""
+    with aembus.connect(bus, delivery="interrupt") as member, aembus.connect(bus) as producer:
+        seen: list[int] = []
+        member.register("p", lambda event, n: seen.append(n))
+
+        def mask(inside: Callable[[], None]) -> None:
+            with member.masked():
+                inside()
+
+        def run(at: At) -> None:
+            with contextlib.suppress(KeyboardInterrupt), at:
+                mask(lambda: mask(lambda: None))
+            sent = len(seen)
+            producer.activate("p", sent)
+            until("the job", lambda: seen[-1:] == [sent])
+
+        assert every_ctrl_c(run) > 50
+
+
+def test_a_loop_that_catches_ctrl_c_is_not_masked_for_ever(bus: str) -> None:
+    """What was left behind in the frame that goes on ends with the next block there."""
+    with aembus.connect(bus, delivery="interrupt") as member, aembus.connect(bus) as producer:
+        seen: list[int] = []
+        member.register("p", lambda event, n: seen.append(n))
+        with handler(signal.SIGUSR1, interrupt):
+            for number in numbers():
+                at = At({number: Arrival(signal.SIGUSR1)})
+                for once in (at, contextlib.nullcontext()):
+                    with contextlib.suppress(KeyboardInterrupt), once, member.masked():
+                        pass
+                producer.activate("p", number)
+                until("the job", lambda: seen[-1:] == [number])  # noqa: B023
+                if not at.happened:
+                    break
 
 
 @pytest.mark.parametrize("way", ["sleep", "recv", "lock"])
