@@ -86,8 +86,8 @@ def _run(arguments: argparse.Namespace) -> int:
     needs_choice = arguments.command_name != "list" and not arguments.all
     if needs_choice and not (arguments.ids or arguments.point or arguments.reason):
         raise WrongUsage("choose letters: ID ..., --point, --reason, or --all")
-    bus = buses.the_one_running(arguments.bus, "say whose letters: --bus NAME")
-    with DeadLetterBox(bus, arguments.state_directory) as box:
+    arguments.bus = buses.the_one_running(arguments.bus, "say whose letters: --bus NAME")
+    with DeadLetterBox(arguments.bus, arguments.state_directory) as box:
         letters = box.list(point=arguments.point, reason=arguments.reason)
         command: Command = arguments.command
         return command(box, _chosen(letters, arguments.ids), arguments)
@@ -113,9 +113,16 @@ def _list(box: DeadLetterBox, letters: list[dict[str, Any]], arguments: argparse
         _print_json([_without_detail(letter) for letter in letters])
     else:
         _print_table(letters)
-        there = "file" if box.path.exists() else "there is no file"  # a bus of another name?
-        print(f"{count(len(letters), 'dead letter')}, {there} {box.path}")
+        print(f"{count(len(letters), 'dead letter')}, {_where(box, arguments.bus)}")
     return 0
+
+
+def _where(box: DeadLetterBox, bus: str) -> str:
+    if box.path.exists():
+        return f"file {box.path}"
+    if buses.find(bus).state == buses.RUNNING:
+        return f"they would be in {box.path}"
+    return f"and no such bus runs; there is no file {box.path}"
 
 
 def _show(box: DeadLetterBox, letters: list[dict[str, Any]], arguments: argparse.Namespace) -> int:

@@ -224,7 +224,9 @@ def test_nothing_is_chosen_by_default(words: list[str], capsys: pytest.CaptureFi
 def test_a_bus_that_has_left_nothing(
     bus_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No letters of a bus that does not run: that there is no file says that it is another name."""
+    """No letters of a bus that does not run, nor a file: it may be mistyped, and is told so."""
     words = ["dead", "list", "--bus", bus_name, "--state-directory", str(tmp_path)]
     assert main(words) == 0
-    assert capsys.readouterr().out == f"0 dead letters, there is no file {tmp_path}/dead-letters\n"
+    assert capsys.readouterr().out == (
+        f"0 dead letters, and no such bus runs; there is no file {tmp_path}/dead-letters\n"
+    )
