@@ -275,6 +275,11 @@ class Operations:
         except OSError as error:
             raise ControlError(f"dead letter cannot be kept: {error}") from error
         if deaths(header):
+            event = self._members.registration(header[11])
+            log.warning(
+                "a job is a dead letter now: %s, worker=%s, point=%r, sequence=%d",
+                *(request["reason"], member.name, event and event.point, header[5]),
+            )
             self._requests.on_given_up(header, payload)
         return {"forwarded": False}
 

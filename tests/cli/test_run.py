@@ -13,6 +13,7 @@ import pytest
 import aembus
 from aembus.cli import buses
 from tests.cli.support import environment, running
+from tests.support.running import until
 
 APPLICATION = """
 import sys
@@ -160,3 +161,20 @@ def test_an_entry_point_that_does_not_return_is_named(tmp_path: Path, bus_name: 
         assert "1 worker" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+
+
+def test_a_job_that_kills_is_told_at_its_end(tmp_path: Path, bus_name: str) -> None:
+    """Who reads the log of its third death finds the point that the job was for."""
+    (tmp_path / "deadly.py").write_text(
+        "import os\n\ndef main(bus):\n"
+        "    bus.register('boom', lambda event: os.kill(os.getpid(), 9))\n"
+    )
+    with running(tmp_path, "deadly:main", "--bus", bus_name) as run:
+        with aembus.connect(bus_name) as bus:
+            assert bus.activate("boom") == 1
+        until(
+            "it is a dead letter",
+            lambda: buses.statistics(bus_name)["totals"]["dead_lettered"] == 1,
+        )
+        ended = run.end()
+    assert "dead letter now: in hand at 3 deaths, worker=deadly-1, point='boom'" in ended.err
