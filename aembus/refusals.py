@@ -22,7 +22,7 @@ def no_room(
     """
 
     def names(wanted: Iterable[Target]) -> list[str]:
-        slots = [target.slot for target in wanted]
+        slots = dict.fromkeys(target.slot for target in wanted)  # a member may have many events
         return [members[s].name if s in members else f"slot {s}" for s in slots]
 
     waited_for = names(target for target in targets if target.full != DROP)

@@ -145,6 +145,11 @@ class Connection:
         return self.alive
 
     @property
+    def is_watched(self) -> bool:
+        """Whether the process lives, and its death would be seen."""
+        return self.alive and self.pidfd >= 0
+
+    @property
     def hung_up(self) -> bool:
         """Whether the connection has ended."""
         return self._transport is None

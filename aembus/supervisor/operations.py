@@ -104,8 +104,10 @@ class Operations:
 
     async def join(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Become a member: a new client, or the process of a worker."""
-        if connection.member is not None or not connection.alive:
-            raise ControlError(f"this connection has joined already, pid={connection.pid}")
+        if connection.member is not None or not connection.is_watched:
+            raise ControlError(
+                f"this connection has joined already; use another one, pid={connection.pid}"
+            )
         if self._rolling.of_pid(connection.pid):
             member = await self._rolling.join(connection)
         elif request["kind"] in self._spawned:

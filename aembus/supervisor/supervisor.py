@@ -17,6 +17,7 @@ from typing import Final, Self, TextIO, final
 from aembus.control import error_from_frame
 from aembus.errors import SupervisorError
 from aembus.hosting import event_loop
+from aembus.hosting.versions import STOP_S_MAX
 from aembus.shm import layout
 from aembus.supervisor.configuration import Configuration, ServiceSpec, WorkerSpec
 from aembus.supervisor.core import Summary, run_supervisor
@@ -161,8 +162,11 @@ class Supervisor:
         assert child is not None and child.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             child.stdin.close()
+        # What it may take: workers and hosts, then each service by itself.  Killed before that it
+        # would take along what it was about to keep.
+        services = len(self._configuration.services) * 2 * STOP_S_MAX
         try:
-            child.wait(self._configuration.stop_timeout_s + STOP_MARGIN_S)
+            child.wait(3 * self._configuration.stop_timeout_s + services + STOP_MARGIN_S)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

@@ -85,6 +85,21 @@ def test_what_cannot_be_done_is_answered(bus: str, request_: dict[str, Any]) -> 
         assert set(peer.read()) == {"id", "error"}
 
 
+def test_a_connection_joins_once(bus: str) -> None:
+    """Also when it has left: nobody would see the death of its process any more."""
+    join = {"op": "join", "kind": "client", "name": "", "keep_s": 0.0}
+    with peer_of(bus) as peer:
+        peer.send({"id": 1, **join})
+        assert "result" in peer.read()
+        peer.send({"id": 2, **join})
+        assert "joined already" in peer.read()["error"]["text"]
+        peer.send({"id": 3, "op": "leave", "keep": False})
+        assert peer.read() == {"id": 3, "result": {}}
+        peer.send({"id": 4, **join})
+        assert "joined already" in peer.read()["error"]["text"]
+    assert len(statistics(bus)["members"]) == 1
+
+
 def test_who_takes_no_answers_is_not_read_from(bus: str) -> None:
     """The supervisor keeps so many answers for somebody who asks on and on, and no more."""
     request = pack_frame({"id": 7, "op": "statistics"})

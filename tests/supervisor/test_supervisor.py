@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 import aembus
 from aembus.cli import buses
+from aembus.services import Service
+from aembus.supervisor.dead_letters import DeadLetters
 from tests.support.running import program, until
 
 LINES = 200
@@ -111,3 +114,41 @@ def test_a_signal_while_it_starts_leaves_nothing(bus_name: str, tmp_path: Path, 
     with program(command) as running:
         assert running.process.wait(20) == 0
     assert buses.left_in_shared_memory(bus_name) == []
+
+
+class Lingers(Service):
+    """A service that does not stop."""
+
+    name = "lingers"
+    version = "1"
+
+    async def stop(self) -> None:
+        """Go on for longer than anybody waits."""
+        await asyncio.sleep(60)
+
+
+class LingersToo(Lingers):
+    """Another one."""
+
+    name = "lingers-too"
+
+
+@pytest.mark.slow
+def test_a_service_that_does_not_stop_costs_nothing_but_time(bus_name: str, tmp_path: Path) -> None:
+    """What is queued is kept all the same, and no name is left."""
+    with (
+        aembus.Supervisor(
+            bus_name,
+            services=[f"{__name__}:Lingers", f"{__name__}:LingersToo"],
+            state_directory=tmp_path,
+            stop_timeout_s=0.2,
+        ),
+        aembus.connect(bus_name, name="idle") as idle,
+    ):
+        idle.register("idle", lambda event: None)
+        idle.publish_registrations()
+        assert idle.activate("idle") == 1
+        idle.close(keep=True)
+    assert buses.left_in_shared_memory(bus_name) == []
+    (letter,) = DeadLetters(tmp_path).read()
+    assert letter["reason"] == "the bus was stopped"
