@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import io
 import logging
 import os
 import signal
@@ -138,7 +139,8 @@ def be_child(
         end_with_parent(parent)
         os.register_at_fork(after_in_child=channel.close)
         if inherited >= 0:
-            os.register_at_fork(after_in_child=lambda: os.close(inherited))
+            # As the channel: closed once, and not by number again in what that process forks.
+            os.register_at_fork(after_in_child=io.FileIO(inherited).close)
         atexit._clear()  # what modules registered in the nursery is not this process's
         _like_a_fresh_process()
         outcome = _run(task, event)

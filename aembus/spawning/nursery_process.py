@@ -217,7 +217,8 @@ class NurseryProcess(asyncio.Protocol):
         self._parent.on_not_begun(frame["number"], frame["text"])
 
     def _on_ended(self, frame: dict[str, Any]) -> None:
-        self._read_outcomes()  # what the child has sent was sent before its end
+        if not self._gone.is_set():
+            self._read_outcomes()  # what the child has sent was sent before its end
         number = frame["number"]
         self._outcomes.forget(number)
         self.numbers.discard(number)

@@ -132,6 +132,20 @@ def shown(event: aembus.Event, result: Any, error: BaseException | None) -> str:
     return f"{result} {error}"
 
 
+def opens_in_a_fork(event: aembus.Event) -> int:
+    """Return how many files of a process that it forks are closed in one that this forks."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(32)]
+        if os.fork() == 0:
+            os.write(writing, b"%d" % sum(not Path(f"/proc/self/fd/{n}").exists() for n in opened))
+        else:
+            os.wait()
+        os._exit(0)
+    os.wait()
+    return int(os.read(reading, 9))
+
+
 def connects(event: aembus.Event, bus: str) -> int:
     """Join the bus from within."""
     with aembus.connect(bus) as own:

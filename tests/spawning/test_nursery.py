@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from aembus import codec
+from aembus.control import pack_frame
 from aembus.errors import RegistrationError
 from aembus.shm import layout
 from aembus.spawning import outcome
@@ -213,6 +214,8 @@ def test_children_end_with_the_nursery(tmp_path: Path) -> None:
         pids.extend(notes.begun.values())
         os.kill(nursery.process.pid, signal.SIGKILL)
         await asyncio.wait_for(notes.gone.wait(), 20)
+        # What it said last may be heard behind the end of its children.
+        nursery.data_received(pack_frame({"op": "ended", "number": 1, "exit_code": 0}))
 
     made = recipe(handlers.wait_for_file)
     run(made, use)

@@ -273,3 +273,9 @@ def test_a_child_has_default_signals(me: aembus.Bus) -> None:
     me.register("signalled", handlers.kill_self, spawn=True)
     with pytest.raises(aembus.CallFailed, match="ended by signal 15"):
         me.point("signalled").call(signal.SIGTERM)
+
+
+def test_what_a_child_forks_keeps_its_own_descriptors(me: aembus.Bus) -> None:
+    """A daemon that is forked twice has all files that it has opened in between."""
+    me.register("daemon", handlers.opens_in_a_fork, spawn=True)
+    assert me.point("daemon").call(timeout=20.0) == 0
