@@ -20,7 +20,7 @@ from aembus.attachment import Attachment
 from aembus.coroutines import Coroutines, is_coroutine
 from aembus.counter import Counter, Counters
 from aembus.delivery import DELIVERY_INTERRUPT, DELIVERY_RUN, Delivery, check_delivery
-from aembus.errors import AembusError, ForkedBusError
+from aembus.errors import AembusError, BusClosed, ForkedBusError
 from aembus.event import Event, Handler
 from aembus.events import EventStruct
 from aembus.forks import poison_in_children
@@ -249,7 +249,8 @@ class Bus:
         point_name, looker = registrable(point, handler)
         options = tap_options(handler, name)
         control = self._registrations
-        event = Event(point_name, harmless(looker), options, context=None, control=control)
+        looker = harmless(looker, self.coroutines.handler)
+        event = Event(point_name, looker, options, context=None, control=control)
         self._registrations.add(event)
         return event
 
@@ -512,16 +513,20 @@ class Bus:
         self._check_open()
         events = {f"{e.point} {e.name}": e.statistics() for e in self.event_struct.events}
         late_replies = self._membership.calls.late_replies
-        return BusStatistics(
-            self.event_struct.statistics(), events, late_replies, self._inbox.dropped()
-        )
+        try:
+            dropped = self._inbox.dropped()
+        except ValueError:  # another thread closes the bus
+            self._check_open()
+            raise
+        return BusStatistics(self.event_struct.statistics(), events, late_replies, dropped)
 
     def close(self, keep: bool = False) -> None:
         """Leave the bus.  Idempotent.
 
         What is queued for this process goes to its groups or to the dead letters; the job in
         hand is finished first.  Called by a handler, or while the bus is served, it takes effect
-        when that has returned, or ended.
+        when that has returned, or ended; by a signal handler in the middle of an activation, when
+        that has been made.
 
         Args:
             keep: for a member with a name: keep its place, with all that is queued, for the next
@@ -531,6 +536,9 @@ class Bus:
             return
         if self._runner.in_handler() or self.coroutines.served:  # its job is in the inbox
             self._runner.afterwards(functools.partial(self.close, keep))
+            self._runner.stop()
+            return
+        if self._sender.put_off(functools.partial(self.close, keep)):
             self._runner.stop()
             return
         with masked:
@@ -548,6 +556,7 @@ class Bus:
         if not membership.replaced:
             membership.event_struct.settle()  # held jobs that were completed since the last round
         membership.sender.close()
+        self._counters.refuse(BusClosed("this bus object was closed"))
         membership.leave(keep)
         membership.close()
 
@@ -570,12 +579,12 @@ class Bus:
 
     def poison(self) -> None:
         """Refuse everything: this is a forked child's copy."""
-        self._sender.forget_parent(
-            ForkedBusError(
-                "this bus object belongs to the parent process; call aembus.connect in the "
-                f"child, parent={self._pid}, child={os.getpid()}"
-            )
+        error = ForkedBusError(
+            "this bus object belongs to the parent process; call aembus.connect in the "
+            f"child, parent={self._pid}, child={os.getpid()}"
         )
+        self._sender.forget_parent(error)
+        self._counters.refuse(error)
         self._membership.control.forget_parent()
         if self._interrupter is not None:
             self._interrupter.forget_parent()

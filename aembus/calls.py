@@ -389,8 +389,12 @@ class Calls:
 
     def _await(self, calls: Sequence[Waiting], deadline: float) -> None:
         # Who begins to wait while others do does not look: one thread at a time may.
-        if len(self._waiting) == len(calls) and self._looking.look(self._inbox.has_replies):
-            self.take_replies()
+        try:
+            if len(self._waiting) == len(calls) and self._looking.look(self._inbox.has_replies):
+                self.take_replies()
+        except ValueError:
+            self._raise_if_closed()
+            raise
         self._await_by_bell(calls, deadline)
 
     def _await_by_bell(self, calls: Sequence[Waiting], deadline: float) -> None:
@@ -399,8 +403,16 @@ class Calls:
             if left_s <= 0:
                 return
             self._inbox.wait(lambda: self._may_go_on(calls), left_s)
-            self._sender.refresh()  # raises if the supervisor died meanwhile
-            self.take_replies()
+            self._raise_if_closed()
+            try:
+                self.take_replies()
+            except ValueError:
+                self._raise_if_closed()
+                raise
+
+    def _raise_if_closed(self) -> None:
+        # By another thread, or a signal handler, meanwhile; or the supervisor has died.
+        self._sender.refresh()
 
     def _may_go_on(self, calls: Sequence[Waiting]) -> bool:
         return (

@@ -102,11 +102,22 @@ def error_from_frame(frame: dict[str, str]) -> AembusError:
 
 
 class _Answer:
-    __slots__ = ("arrived", "frame")
+    # With a bare lock and no Event: that has a lock of its own, which whoever waits may hold while
+    # a signal handler waits in its place for the watcher, and the watcher for that lock.
+    __slots__ = ("_missing", "frame")
 
     def __init__(self) -> None:
-        self.arrived = threading.Event()
+        self._missing = threading.Lock()
+        self._missing.acquire()
         self.frame: dict[str, Any] = {}
+
+    def arrive(self, frame: dict[str, Any]) -> None:
+        self.frame = frame
+        with contextlib.suppress(RuntimeError):  # it has arrived before
+            self._missing.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._missing.acquire(timeout=min(max(timeout_s, 0.0), threading.TIMEOUT_MAX))
 
 
 class ControlClient:
@@ -135,7 +146,7 @@ class ControlClient:
         self._on_broken = on_broken
         self._ids = itertools.count(1)
         self._answers: dict[int, _Answer] = {}
-        self._send_lock = threading.Lock()
+        self._send_lock = threading.RLock()  # a signal handler may ask something, too
         self._ended_with: type[BusClosed | BusBroken] | None = None  # once the connection has one
         self._socket = _connect(bus)
         try:
@@ -187,25 +198,37 @@ class ControlClient:
         Raises: BusBroken if it is gone, BusClosed if this connection was closed, ControlError at
         the time-out, else what it refused with.
         """
-        if timeout_s is None:
-            timeout_s = self._timeout_s
+        if self._ended_with is not None:
+            raise self._refusal()
+        answer = self._ask(op, fields, self._timeout_s if timeout_s is None else timeout_s)
+        if "error" in answer:
+            if self._ended_with is BusClosed:  # what `leave` was asked before is refused for that
+                raise self._refusal()
+            raise error_from_frame(answer["error"])
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def leave(self, keep: bool) -> None:
+        """Have the supervisor take this member off the bus; other requests raise BusClosed now."""
+        if self._ended_with is None:
+            self._ended_with = BusClosed
+        answer = self._ask("leave", {"keep": keep}, self._timeout_s)
+        if "error" in answer:
+            raise error_from_frame(answer["error"])
+
+    def _ask(self, op: str, fields: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         request_id = next(self._ids)
         answer = self._answers[request_id] = _Answer()
         try:
-            if self._ended_with is not None:
-                raise self._refusal()
             self._send({"id": request_id, "op": op, **fields})
-            if not answer.arrived.wait(timeout_s):
+            if not answer.wait(timeout_s):
                 raise ControlError(
                     "no answer in time from the supervisor; it is stopped, or has too much to do, "
                     f"op={op!r}, pid={self._supervisor_pid()}, timeout_s={timeout_s}"
                 )
         finally:
             del self._answers[request_id]
-        if "error" in answer.frame:
-            raise error_from_frame(answer.frame["error"])
-        result: dict[str, Any] = answer.frame["result"]
-        return result
+        return answer.frame
 
     def tell(self, op: str, **fields: Any) -> None:
         """Say something that wants no answer; nothing happens if the supervisor is gone."""
@@ -213,9 +236,10 @@ class ControlClient:
             self._send({"op": op, **fields})
 
     def _send(self, message: dict[str, Any]) -> None:
+        frame = pack_frame(message)
         with masked, self._send_lock:
             try:
-                self._socket.sendall(pack_frame(message))
+                self._socket.sendall(frame)
             except OSError as error:
                 raise self._refusal() from error
 
@@ -237,8 +261,7 @@ class ControlClient:
         if broken:
             self._ended_with = BusBroken
         for answer in list(self._answers.values()):
-            answer.frame = {"error": error_to_frame(self._refusal())}
-            answer.arrived.set()
+            answer.arrive({"error": error_to_frame(self._refusal())})
         if broken and self._on_broken is not None:
             self._on_broken()
 
@@ -249,8 +272,7 @@ class ControlClient:
             return
         answer = self._answers.get(frame.get("id", 0))
         if answer is not None:
-            answer.frame = frame
-            answer.arrived.set()
+            answer.arrive(frame)
 
     def forget_parent(self) -> None:
         """Drop this copy of the descriptor in a forked child; the parent's connection stays."""

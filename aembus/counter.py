@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
+from aembus.errors import AembusError
 from aembus.membership import Membership
 from aembus.shm.inbox import Inbox
 
@@ -18,7 +20,7 @@ class Counter:
 
     def __init__(self, name: str, inbox: Inbox, index: int) -> None:
         self.name = name
-        self._inbox = inbox
+        self._inbox: Inbox | _Nowhere = inbox
         self._index = index
 
     def rebind(self, inbox: Inbox, index: int) -> None:
@@ -26,14 +28,31 @@ class Counter:
         self._index = index
         self._inbox = inbox
 
+    def refuse(self, error: AembusError) -> None:
+        """Raise this from now on (the bus does, when it is closed, and in a forked child)."""
+        self._inbox = _Nowhere(error)
+
     def add(self, number: int = 1) -> None:
-        """Add to the counter (one thread at a time)."""
+        """Add to the counter (one thread at a time).  Raises: BusClosed, ForkedBusError."""
         self._inbox.add_to_counter(self._index, number)
 
     @property
     def value(self) -> int:
-        """The number now."""
+        """The number now.  Raises: BusClosed, ForkedBusError."""
         return self._inbox.counter(self._index)
+
+
+class _Nowhere:
+    """Stands where the inbox was, when nothing is to be counted there any more."""
+
+    def __init__(self, error: AembusError) -> None:
+        self._error = error
+
+    def add_to_counter(self, index: int, number: int) -> NoReturn:
+        raise self._error
+
+    def counter(self, index: int) -> NoReturn:
+        raise self._error
 
 
 class Counters:
@@ -63,3 +82,8 @@ class Counters:
         membership = self._membership()
         for name, counter in list(self._counters.items()):
             counter.rebind(membership.inbox, membership.counter(name))
+
+    def refuse(self, error: AembusError) -> None:
+        """Count no more."""
+        for counter in list(self._counters.values()):
+            counter.refuse(error)

@@ -85,6 +85,7 @@ class EventStruct:
         self._publishers, self._answer_call = answers.publishers, self._answer
         self._chain: Chain = ()  # who waits for the call in hand
         self._events: dict[int, Event] = {}
+        self._removed: list[Event] = []  # whose last job may not be counted yet
         self._events_here: dict[int, Event] = {}  # those whose handlers run in this process
         self._other_kinds: dict[int, Callable[[Record], None]] = {}
         self._held: HeldJobs[Event] = HeldJobs(check, inbox.wake)
@@ -93,10 +94,7 @@ class EventStruct:
         self._delivering = 0  # the thread that delivers now
         self._stopping = bytearray(1)  # one byte, so that a lane can look at it between two jobs
         self._delivered = 0  # of other kinds, and by events that were closed
-        self._failed = 0
-        self._refused = 0
-        self._expired = 0
-        self._dead_lettered = 0
+        self._failed = self._refused = self._expired = self._dead_lettered = 0
         self._show_unfinished()  # a predecessor may have left other numbers
 
     def add(self, event: Event) -> None:
@@ -110,7 +108,11 @@ class EventStruct:
         """Own the event no longer.  Idempotent."""
         self._events_here.pop(event.id, None)
         if self._events.pop(event.id, None) is not None:
-            self._delivered += event.delivered
+            self._removed.append(event)  # whose handler may be at work, and closes it
+        for removed in tuple(self._removed):
+            if removed.lane is None or removed.lane.in_hand is None:
+                self._removed.remove(removed)
+                self._delivered += removed.delivered
 
     @property
     def events(self) -> list[Event]:
@@ -302,7 +304,7 @@ class EventStruct:
             return
         if self._given_up_at_death(record, event, "its worker died"):
             return
-        if self._is_too_old(record):
+        if is_too_old(record, self._clock()):
             self._expire(record, event)
             return
         if record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
@@ -355,7 +357,7 @@ class EventStruct:
     def _run_again(self, record: Record, event: Event) -> None:
         if self._events.get(event.id) is not event and not event.once:
             self._give_back(record, "its event was closed")
-        elif self._is_too_old(record):
+        elif is_too_old(record, self._clock()):
             self._expire(record, event)
         else:
             self._run(record, event)
@@ -473,12 +475,10 @@ class EventStruct:
             lane.dead(record)
             self._dead_lettered += 1
 
-    def _is_too_old(self, record: Record) -> bool:
-        return is_too_old(record, self._clock())
-
     def statistics(self) -> EventStructStatistics:
         """Return what was done so far in this process."""
-        delivered = self._delivered + sum(event.delivered for event in self._events.values())
+        events = (*self._events.values(), *self._removed)
+        delivered = self._delivered + sum(event.delivered for event in events)
         return EventStructStatistics(
             len(self._events),
             delivered,

@@ -219,7 +219,7 @@ class Membership:
         if self.broken or self.replaced:
             return
         try:
-            self.control.request("leave", keep=keep)
+            self.control.leave(keep)
         except AembusError as error:
             log.warning("left without a word: %s", str(error))  # an error keeps its frames alive
 

@@ -479,6 +479,14 @@ class Sender:
         with self._room_waiters.flags_raised(awaited.lanes):
             yield lambda: self.refuses or awaited.has_come()
 
+    def put_off(self, action: Callable[[], object]) -> bool:
+        """Do it right after the activation that the caller interrupts; False if it does not."""
+        inside = self._gate.busy and self._gate.is_held_here()
+        if inside:
+            self._gate.deferred.append(Deferred(lambda decision: action()))
+            self.routes.drop_publishers()
+        return inside
+
     def forget_parent(self, error: AembusError) -> None:
         """Make this copy, in a forked child, refuse everything; the parent's lanes stay as is."""
         self._gate = Gate()  # a thread of the parent may have held the old one's lock

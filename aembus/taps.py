@@ -12,11 +12,14 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+from aembus.coroutines import is_coroutine
 from aembus.options import DROP, EventOptions
 
 log = logging.getLogger("aembus")
+
+RAISED: Final = "a tap's handler raised, point=%r"
 
 
 def tap_options(handler: Callable[..., object], name: str | None) -> EventOptions:
@@ -25,14 +28,33 @@ def tap_options(handler: Callable[..., object], name: str | None) -> EventOption
     return EventOptions(name=named, full=DROP, tap=True, redeliver=False)
 
 
-def harmless(handler: Callable[..., object]) -> Callable[..., object]:
-    """Return a handler whose exceptions are logged: a copy that failed becomes no dead letter."""
+def harmless(
+    handler: Callable[..., object], begins: Callable[[Callable[..., object]], Callable[..., object]]
+) -> Callable[..., object]:
+    """Return a handler whose exceptions are logged: a copy that failed becomes no dead letter.
+
+    Args:
+        begins: makes what begins an ``async def`` of it, so that its end is awaited.
+    """
+    if is_coroutine(handler):
+        handler = begins(_harmless_async(handler))
 
     @functools.wraps(handler)
     def looked(event: Any, *data: Any) -> None:
         try:
             handler(event, *data)
         except Exception:
-            log.exception("a tap's handler raised, point=%r", event.point)
+            log.exception(RAISED, event.point)
+
+    return looked
+
+
+def _harmless_async(handler: Callable[..., Any]) -> Callable[..., object]:
+    @functools.wraps(handler)
+    async def looked(event: Any, *data: Any) -> None:
+        try:
+            await handler(event, *data)
+        except Exception:
+            log.exception(RAISED, event.point)
 
     return looked

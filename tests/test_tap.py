@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -111,6 +112,29 @@ def test_a_tap_that_raises_makes_no_dead_letters(
         until("handled", lambda: tapper.poll(0.05) == 1)
         assert "not today" in caplog.text
         assert statistics(bus)["totals"]["dead_lettered"] == 0
+
+
+def test_a_tap_may_be_async(bus: str) -> None:
+    """It is awaited where the bus is served; what it raises is logged, as that nobody serves it."""
+    seen: list[int] = []
+
+    async def look(event: aembus.Event, number: int) -> None:
+        await asyncio.sleep(0)
+        seen.append(10 // number)
+        if number == 1:
+            looker.stop()
+
+    with aembus.connect(bus) as looker, aembus.connect(bus) as sender:
+        looker.tap("p", look)
+        sender.activate("p", 5)
+        assert looker.poll(10.0) == 1
+        for number in (2, 0, 1):
+            sender.activate("p", number)
+        asyncio.run(asyncio.wait_for(looker.serve(), 10.0))
+    assert seen == [5, 10]
+    totals = statistics(bus)["totals"]
+    assert (totals["dead_lettered"], totals["queued"]) == (0, 0)
+    assert adds_up(totals)
 
 
 def test_a_tap_that_is_killed(bus: str, tmp_path: Path) -> None:

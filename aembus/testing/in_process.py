@@ -333,6 +333,9 @@ class _Control:
     def request(self, op: str, **fields: Any) -> Any:
         return self._bus.request(self._membership, op, fields)
 
+    def leave(self, keep: bool) -> None:
+        self.request("leave", keep=keep)
+
     def close(self) -> None:
         pass
 
