@@ -59,7 +59,7 @@ def check_can_interrupt() -> None:
         )
     if _installed is not None:
         raise AembusError("one bus object of a process can interrupt it; close the other one first")
-    if signal.getsignal(SIGNAL) not in (signal.SIG_DFL, signal.SIG_IGN):
+    if _before_left_over(signal.getsignal(SIGNAL)) not in (signal.SIG_DFL, signal.SIG_IGN):
         raise AembusError(
             "delivery='interrupt' needs a signal that this process handles already; "
             f"use another delivery, signal={SIGNAL.name}, handler={signal.getsignal(SIGNAL)!r}"
@@ -97,7 +97,7 @@ class Interrupter:
     def _install(self) -> None:
         global _installed  # noqa: PLW0603  # signals are the process's
         _installed = self
-        self._before = signal.signal(SIGNAL, self._handle_signal)
+        self._before = _before_left_over(signal.signal(SIGNAL, self._handle_signal))
         masked.deliver = self._deliver
         self._inbox.listen(self)
 
@@ -272,6 +272,12 @@ class Interrupter:
         os.close(self._poke_descriptor)
         self._uninstall()
         _installed = None
+
+
+def _before_left_over(handler: Any) -> Any:
+    # What was there before, if `handler` is that of an Interrupter which another thread has closed.
+    owner = getattr(handler, "__self__", None)
+    return owner._before if isinstance(owner, Interrupter) and owner._closed else handler
 
 
 def _signal_at_post(bell: PipeBell) -> int:

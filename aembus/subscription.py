@@ -155,11 +155,17 @@ class _Feed:
         if self.closed:
             return
         self.closed = True
-        self._event.close()
-        self.complete(error)
-        for handed in self._handed:  # nobody has looked at it
-            handed.turn.set_exception(JobFailed("its subscription was closed"))
-        self._end()
+        try:
+            self._event.close()
+        finally:  # also if the bus is gone: who serves it must not wait for this one
+            self.complete(error)
+            for handed in self._handed:  # nobody has looked at it
+                if not handed.turn.done():
+                    handed.turn.set_exception(JobFailed("its subscription was closed"))
+            self._end()
+            await self._leave()
+
+    async def _leave(self) -> None:
         if self._serving is None:
             self._bus.coroutines.on_end.discard(self._end)
             return

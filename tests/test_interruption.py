@@ -405,3 +405,18 @@ def test_a_forked_child_is_not_interrupted(bus: str) -> None:
         assert os.waitpid(child, 0)[1] == 0
         producer.activate("p", 1)
         until("the job", lambda: seen == [1])
+
+
+def test_what_another_thread_has_closed_may_be_connected_again(bus: str) -> None:
+    """That thread cannot give the signal back; the next one finds what was there before."""
+    for _ in range(2):
+        member = aembus.connect(bus, delivery="interrupt")
+        thread = threading.Thread(target=member.close)
+        thread.start()
+        thread.join()
+    with aembus.connect(bus, delivery="interrupt") as member:
+        seen: list[int] = []
+        member.register("p", lambda event, n: seen.append(n))
+        member.activate("p", 1)
+        until("the job", lambda: seen == [1])
+    assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL

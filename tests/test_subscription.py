@@ -231,6 +231,33 @@ def test_stopping_the_bus_ends_the_loop(bus: str, run: Run, served: bool) -> Non
     assert statistics(bus)["totals"]["delivered"] == 1
 
 
+def test_a_loop_at_work_when_the_supervisor_dies_lets_go_of_its_bus(
+    bus_name: str, tmp_path: Path
+) -> None:
+    """Its event cannot be closed there any more; serving ends all the same, and so does close()."""
+
+    async def work(member: aembus.Bus, supervisor: aembus.Supervisor) -> None:
+        async with member.point("p").subscribe() as jobs:
+            member.activate("p")
+            async for _ in jobs:
+                os.kill(supervisor.pid, signal.SIGKILL)
+                while not member._sender.refuses:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                raise RuntimeError("as the test wants it")
+
+    async def main(member: aembus.Bus, supervisor: aembus.Supervisor) -> None:
+        with pytest.raises(aembus.BusBroken):
+            await work(member, supervisor)
+        assert not member.coroutines.served
+        member.close()
+        assert member._attachment.closed
+
+    with aembus.Supervisor(bus_name, state_directory=tmp_path) as supervisor:
+        asyncio.run(asyncio.wait_for(main(aembus.connect(bus_name), supervisor), LIMIT_S))
+    with aembus.Supervisor(bus_name, state_directory=tmp_path):
+        pass  # sweeps what the killed one has left
+
+
 def subscriber(bus: aembus.Bus) -> None:
     """Entry point: a loop that says which job it is at, and takes its time over the first."""
 
