@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -195,6 +196,14 @@ def test_nothing_is_shared() -> None:
         assert threading.active_count() == threads
         with pytest.raises(ValueError, match="does not go back"):
             bus.clock.set(0.0)
+
+
+def test_a_wait_for_ever_ends_where_nothing_will_happen() -> None:
+    """A call without a time-out to who never answers is an error of the test, and no hang."""
+    with InProcessBus() as bus:
+        bus.connect().register("p", lambda event: event.job.hold())
+        with pytest.raises(aembus.AembusError, match="this waits for ever"):
+            bus.connect().point("p").call(timeout=math.inf)
 
 
 def test_a_sequencer_orders_steps_of_threads() -> None:

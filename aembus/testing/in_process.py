@@ -163,6 +163,8 @@ class InProcessBus:
             if self._turn():
                 continue
             due = self._next_due_s()
+            if math.isinf(min(due, until)):
+                raise AembusError("this waits for ever: no member has anything to do, now or later")
             self.clock.set(max(min(due, until), self.clock()))
             if due > until:
                 return ready()
