@@ -148,7 +148,7 @@ def test_beyond_children_max_jobs_wait(me: aembus.Bus, tmp_path: Path) -> None:
         (tmp_path / f"go-{number}").touch()
     until("all are finished", finished(me.name))
     assert len(list(tmp_path.glob("begun-*-1"))) == sent
-    assert event.children == ()
+    until("their children have ended", lambda: event.children == ())
 
 
 def test_a_group_shares_its_limit(bus: str, me: aembus.Bus, tmp_path: Path) -> None:
