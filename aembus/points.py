@@ -81,8 +81,8 @@ class ActivationPoint:
         Args:
             data: what the handlers get as arguments, after the event; see `aembus.codec`.
             key: activations with the same key reach the same member of each group, in order.
-            timeout: seconds to wait for room if a concerned inbox is full; see `full` at
-                `Bus.register` for who is waited for.
+            timeout: seconds to wait for room if a concerned inbox is full, math.inf: for ever; see
+                `full` at `Bus.register` for who is waited for.
             ttl: seconds from now for which the job is worth doing.  If its turn comes later, also
                 for another attempt, it becomes a dead letter.  There is no wait for room beyond it.
 

@@ -431,7 +431,12 @@ class Sender:
         what: str,
         deferred: Decision | None = None,
     ) -> int:
-        deadline = self.clock() + timeout_s
+        try:
+            deadline = self.clock() + timeout_s
+        except TypeError:
+            raise TypeError(
+                f"a time-out is a number of seconds, or math.inf: for ever, timeout={timeout_s!r}"
+            ) from None
         while True:
             with self._gate.lock:
                 targets = pick(subject, job)

@@ -210,3 +210,14 @@ def test_a_module_that_starts_its_bus_at_import_is_told(bus_name: str, tmp_path:
     ended = run_program(tmp_path, [sys.executable, f"{module}.py"])
     assert ended.code == 1
     assert "start that under if __name__ == '__main__'" in ended.error_line
+
+
+def test_a_time_out_that_is_none_is_told(bus: str) -> None:
+    """Where there is no room, `timeout=None` is an error that says how one waits for ever."""
+    with aembus.connect(bus) as member:
+        member.register("p", handler)
+        point = member.point("p")
+        while point.try_activate():
+            pass
+        with pytest.raises(TypeError, match=r"math\.inf: for ever, timeout=None"):
+            point.activate(timeout=RESULT)
