@@ -150,11 +150,14 @@ def test_waiting_asks_for_room_and_takes_the_wish_back(bus_name: str, owners: Ow
 def test_two_that_wait_for_one_lane_share_the_wish(bus_name: str, owners: Owners) -> None:
     """A thread that has got its room leaves the wish to the one that still waits."""
     both_wait = threading.Barrier(2)
+    waiting: list[str] = []
     go_on = {"first": threading.Event(), "second": threading.Event()}
 
     def wait(ready: Callable[[], bool], timeout_s: float) -> bool:
+        name = threading.current_thread().name
         both_wait.wait(10)
-        assert go_on[threading.current_thread().name].wait(10)
+        waiting.append(name)
+        assert go_on[name].wait(10)
         return ready()
 
     with activator(bus_name, (1, 0, None)) as alone:
@@ -165,8 +168,9 @@ def test_two_that_wait_for_one_lane_share_the_wish(bus_name: str, owners: Owners
         ]
         for thread in threads:
             thread.start()
-        while both_wait.n_waiting or not owners.room_wanted(0):
+        while len(waiting) < 2:
             time.sleep(0)
+        assert owners.room_wanted(0)
         owners.take(0)
         for thread, name, wanted in zip(threads, go_on, (True, False), strict=True):
             go_on[name].set()
