@@ -13,7 +13,8 @@ float, str, bytes, and lists and maps of them) is msgpack's own; the rest has ex
     7    set            an array
     8    frozenset      an array
     9    dataclass      an array of its portable name and a map of its fields
-    10   Enum           an array of its portable name and the member's name
+    10   Enum           an array of its portable name and the member's name; of a Flag that is
+                        none or several of them, its value
     11   tuple          an array; in a dataclass only
     ==== ============== =====================================================================
 
@@ -145,7 +146,9 @@ def _extend(value: Any) -> Any:
 
 def _extend_portable(name: str, value: Any) -> msgpack.ExtType:
     if isinstance(value, enum.Enum):
-        return msgpack.ExtType(EXT_ENUM, msgpack.packb((name, value.name)))
+        # Several flags at once, or none, are no member.
+        member = value.name if value.name in type(value).__members__ else value.value
+        return msgpack.ExtType(EXT_ENUM, _encode_exactly([name, member]))
     fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     return msgpack.ExtType(EXT_DATACLASS, _encode_exactly([name, fields]))
 
@@ -233,8 +236,8 @@ def _read_enum(data: bytes) -> Any:
     name, member = decode(data)
     cls: Any = _class_of(name, "Enum")
     try:
-        return cls[member]
-    except KeyError:
+        return cls(member) if isinstance(member, int) else cls[member]
+    except (KeyError, ValueError):
         raise TypeError(
             f"the sender's class differs from this process's, class={name!r}, sent={member!r}, "
             f"known={[*cls.__members__]}"

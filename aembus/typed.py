@@ -153,15 +153,19 @@ class Shape(Generic[_T]):
             return self._tuple(hint, arguments)
         if origin is dict:
             return _dict(*map(self._ways_of, arguments))
-        if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        if _is_enum(hint):
             return _enum(hint)
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             return self._dataclass(hint)
         raise _Unknown(hint)
 
     def _union(self, hint: Any, arguments: tuple[Any, ...]) -> _Ways:
-        # What arrives must tell which one it is, so there may be one that arrives as a map.
-        if sum(dataclasses.is_dataclass(argument) for argument in arguments) > 1:
+        # What arrives must tell which one it is, so there may be one that arrives as a map, and
+        # one that arrives as a text.
+        kinds = [typing.get_origin(argument) or argument for argument in arguments]
+        classes = sum(map(dataclasses.is_dataclass, kinds))
+        enums = sum(map(_is_enum, kinds))
+        if classes + (classes and dict in kinds) > 1 or enums + (enums and str in kinds) > 1:
             raise _Unknown(hint)
         ways = [self._ways_of(argument) for argument in arguments]
 
@@ -261,16 +265,23 @@ def _dict(key_way: _Ways, way: _Ways) -> _Ways:
     return _Ways(lambda value: convert(0, value), lambda value: convert(1, value))
 
 
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, enum.Enum)
+
+
 def _enum(cls: type[enum.Enum]) -> _Ways:
     def send(value: Any) -> Any:
         if not isinstance(value, cls):
             raise _Wrong(_name(cls), _described(value))
-        return value.name
+        # Several flags at once, or none, are no member.
+        return value.name if value.name in cls.__members__ else value.value
 
     def receive(value: Any) -> Any:
         try:
+            if isinstance(value, int) and issubclass(cls, enum.Flag):
+                return cls(value)
             return cls.__members__[value]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             raise _Wrong(f"one of {[*cls.__members__]}", _described(value)) from None
 
     return _Ways(send, receive)

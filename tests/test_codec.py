@@ -30,6 +30,12 @@ class Level(enum.IntEnum):
 
 
 @aembus.portable
+class Right(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@aembus.portable
 @dataclass(frozen=True)
 class Inner:
     pair: tuple[int, tuple[str, ...]]
@@ -58,6 +64,9 @@ VALUES = [
     frozenset({frozenset({1}), frozenset()}),
     {(1, (2, 3)): [1, [2]]},
     Colour.BLUE,
+    Right.READ,
+    Right.READ | Right.WRITE,
+    Right(0),
     INNER,
     {INNER: {Colour.RED}},
     [Outer(INNER, {Colour.RED: [2**70, (1,)]})],

@@ -170,6 +170,17 @@ def test_what_cannot_be_checked_is_refused_when_the_point_is_made() -> None:
     class Either:
         one: Media | Party | CallSetup
 
+    @dataclass
+    class Word:
+        one: str | Media
+
+    @dataclass
+    class Map:
+        one: dict[str, int] | Party
+
+    for ambiguous in (Word, Map):
+        with pytest.raises(TypeError, match="field='one'"):
+            Shape("p", ambiguous)
     with pytest.raises(TypeError, match=r"point='p', class=.*Odd, field='thing'"):
         Shape("p", Odd)
     with pytest.raises(TypeError, match="field='one'"):
@@ -181,3 +192,22 @@ def test_what_cannot_be_checked_is_refused_when_the_point_is_made() -> None:
 def test_a_field_with_a_default_may_be_added_on_one_side() -> None:
     """What an older sender does not know gets its default."""
     assert Shape("p", Party).from_data(({"name": "x"},)) == Party("x", None)
+
+
+class Right(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclass
+class Grant:
+    rights: Right
+
+
+@pytest.mark.parametrize("rights", [Right.READ, Right.READ | Right.WRITE, Right(0)])
+def test_several_flags_arrive_as_what_they_were(rights: Right) -> None:
+    """They are no member that could be named; what is none of the flags does not fit."""
+    shape = Shape("p", Grant)
+    assert shape.from_data((shape.to_data(Grant(rights)),)) == Grant(rights)
+    with pytest.raises(aembus.DataMismatch, match="rights"):
+        shape.from_data(({"rights": 8},))
