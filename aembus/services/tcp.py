@@ -27,6 +27,7 @@ from .tcp_limits import Deadlines
 from .tcp_listener import Listener, Parts, find_parts
 from .tcp_options import TIME_S_MAX, Options
 from .tcp_outgoing import Outgoing, open_socket
+from .tcp_resets import Resets
 from .tcp_stream import Stream
 
 log = logging.getLogger("aembus")
@@ -53,6 +54,7 @@ class TcpService(Service):
         self._opening: dict[int, asyncio.Future[None]] = {}  # whose call of connect waits
         self._waiting: set[int] = set()  # until somebody is registered at their point
         self._deadlines = Deadlines()
+        self._resets = Resets(self._loop, self._connections)
         self.handshakes = Handshakes(self._loop)
         self._look: asyncio.TimerHandle | None = None
         self._look_ns = 0
@@ -352,6 +354,7 @@ class TcpService(Service):
         try:
             self._unpack(unpacker, handed.data)
         except BaseException:
+            self._resets.close()
             for listener in self._listeners.values():
                 listener.stop()
             for connection in self._connections.values():
@@ -391,6 +394,7 @@ class TcpService(Service):
         """Let what was sent go out, for a bounded time, then close every connection."""
         self.drain()
         self.do_work(0)
+        self._resets.close()
         for connection in list(self._connections.values()):
             connection.stream.close_when_sent(linger=False)
         if self._connections:
@@ -431,6 +435,7 @@ class TcpService(Service):
         return connection
 
     def _make_stream(self, connected: socket.socket, owner: Connection) -> Stream:
+        self._resets.begin()
         return Stream(self._loop, connected, owner)
 
     def flush_later(self, connection: Connection) -> None:

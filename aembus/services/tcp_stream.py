@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -128,6 +129,13 @@ class Stream:
             self.deliver(data)
         else:
             self.end_of_bytes()
+
+    def look_for_reset(self) -> None:
+        """Find out whether the peer has reset the connection, and nobody has told."""
+        if self._reading and not self._detached:
+            number = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                self._lose(OSError(number, os.strerror(number)))
 
     def end_of_bytes(self) -> None:
         """Nothing more will come: read no more, and tell."""

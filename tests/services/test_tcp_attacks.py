@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def main(bus: aembus.Bus) -> None:
     @bus.on("tls")
     @bus.on("good")
     def echo(event: aembus.Event, connection: int, line: bytes) -> None:
-        tcp.send(connection, line[:100] + b"\n")
+        if line != b"quiet":
+            tcp.send(connection, line[:100] + b"\n")
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +142,20 @@ def test_half_open(server: Server, good: Peer) -> None:
         for peer in peers:
             peer.send(b"x\n")
             peer.socket.shutdown(socket.SHUT_WR)
+        until(
+            "only the good one is left",
+            lambda: good.ask(b"meanwhile") and server.count("connections") == 1,
+        )
+
+
+def test_resets_right_behind_the_last_byte(server: Server, good: Peer) -> None:
+    """Bytes and a reset may be found together; nobody answers, and no connection stays open."""
+    at_once = struct.pack("ii", 1, 0)
+    with attackers(server, "attacked", ATTACKERS) as peers:
+        for peer in peers:
+            peer.send(b"quiet\n")
+            peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+            peer.close()
         until(
             "only the good one is left",
             lambda: good.ask(b"meanwhile") and server.count("connections") == 1,
