@@ -29,6 +29,7 @@ class Registrations:
         self._op = "ready" if together else "publish"
         self._pending: list[Event] | None = [] if together else None
         self._published: list[Event] = []
+        self._by_name: dict[tuple[str, str, str | None], Event] = {}  # the same, and those to be
         self._lock = threading.RLock()
 
     @property
@@ -39,20 +40,18 @@ class Registrations:
     def add(self, event: Event) -> None:
         """Register an event.  Raises RegistrationError for a duplicate, BusBroken."""
         with masked, self._lock:
-            self._check_duplicate(event)
+            name = (event.point, event.name, event.group)
+            if name in self._by_name:
+                raise RegistrationError(
+                    "this member has such an event already; give another name=..., "
+                    f"point={event.point!r}, name={event.name!r}, group={event.group!r}"
+                )
             if self._pending is not None:
                 self._pending.append(event)
             else:
                 self._publish([event], "publish")
                 self._published.append(event)
-
-    def _check_duplicate(self, event: Event) -> None:
-        for other in self.events:
-            if (event.point, event.name, event.group) == (other.point, other.name, other.group):
-                raise RegistrationError(
-                    "this member has such an event already; give another name=..., "
-                    f"point={event.point!r}, name={event.name!r}, group={event.group!r}"
-                )
+            self._by_name[name] = event
 
     def publish(self) -> None:
         """Publish what was kept until now; from now on each is published at once.  Idempotent."""
@@ -114,6 +113,9 @@ class Registrations:
     def close(self, event: Event) -> None:
         """Take an event off its wait queue."""
         with masked, self._lock:
+            name = (event.point, event.name, event.group)
+            if self._by_name.get(name) is event:
+                del self._by_name[name]
             if self._pending is not None and event in self._pending:
                 self._pending.remove(event)
                 return

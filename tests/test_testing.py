@@ -146,6 +146,32 @@ def test_groups_once_close_and_leaving(bus: InProcessBus) -> None:
     assert client.activate("once") == 0
 
 
+def test_what_a_leaver_held_or_would_have_tried_again_is_dead(bus: InProcessBus) -> None:
+    """As on a bus with processes: it does not go to the group, and is not lost."""
+    one, two = bus.connect(), bus.connect()
+
+    def hold(event: aembus.Event, number: int) -> None:
+        assert event.job is not None
+        event.job.hold()
+
+    def fail(event: aembus.Event, number: int) -> None:
+        raise RuntimeError("on purpose")
+
+    one.register("held", hold, group="g")
+    one.register("failed", fail, group="g", retries=1, backoff=100.0)
+    two.activate("held", 1)
+    two.activate("failed", 2)
+    bus.deliver()
+    for point in ("held", "failed"):
+        two.register(point, print, group="g")
+    one.close()
+    assert bus.deliver() == 0
+    assert [(letter.point, letter.data) for letter in bus.dead_letters] == [
+        ("held", (1,)),
+        ("failed", (2,)),
+    ]
+
+
 def test_typed_points_async_handlers_and_refusals(bus: InProcessBus) -> None:
     """What handlers can be elsewhere, they can be here."""
     member = bus.connect()

@@ -34,6 +34,7 @@ from aembus.shm import layout, names, registry
 from aembus.shm.inbox import Inbox, inbox_role
 from aembus.shm.registry import RegistryReader, RegistryWriter
 from aembus.shm.segment import Segment
+from aembus.supervisor.departures import WENT_BEFORE_RETRY
 from aembus.supervisor.members import KIND_CLIENT, KIND_SUPERVISOR, Member, Members
 from aembus.testing.clock import FakeClock
 from aembus.testing.services import ServiceHost
@@ -258,11 +259,18 @@ class InProcessBus:
         self._buses.pop(member.slot, None)
         member.state = "leaving"
         self._publish(self._host.documents)
-        inbox = membership.inbox
+        # As its replacement would: what was held, or waits for its next attempt, is there again.
+        inbox = Inbox(self._open(member.inbox_id), _NoBell())
         for lane, _ in inbox.turn():
             while (record := inbox.take(lane)) is not None:
-                fields = {"header": record.header, "payload": record.payload, "try_group": True}
-                self._take_undeliverable({**fields, "reason": "its member left"})
+                reason = "its member went"
+                if record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
+                    reason = WENT_BEFORE_RETRY
+                elif record.attempts:
+                    reason = "in hand when its member went"
+                fields = {"header": record.header, "payload": record.payload, "reason": reason}
+                self._take_undeliverable({**fields, "try_group": not record.attempts})
+        inbox.close()
         self._host.on_member_gone(member.slot, member.incarnation)
         self._members.remove(member)
 
@@ -272,6 +280,8 @@ class InProcessBus:
         if kind not in layout.KINDS_FOR_EVENTS:
             return False
         registration = self._members.registration(event_id)
+        if registration is not None and registration.options.tap:
+            return True  # nobody misses it
         payload = callchain.data_of(header, fields["payload"])
         if fields["try_group"] and registration is not None and registration.group is not None:
             routing: Routing = self._sender.refresh()
