@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, final, overload
 
 from aembus.attachment import Attachment
-from aembus.coroutines import Coroutines, is_coroutine
+from aembus.coroutines import Coroutines, check_plain, is_coroutine
 from aembus.counter import Counter, Counters
 from aembus.delivery import DELIVERY_INTERRUPT, DELIVERY_RUN, Delivery, check_delivery
 from aembus.errors import AembusError, BusClosed, ForkedBusError
@@ -224,6 +224,7 @@ class Bus:
 
             recipe = recipe_frame(point, handler, options, constructor, destructor, context)
         if constructor is not None or destructor is not None:
+            check_plain((constructor, destructor), point_name)
             delivered_to = Stages(delivered_to, constructor, destructor, is_coroutine(handler))
         delivered_to = self.coroutines.handler(delivered_to)
         control = self._registrations

@@ -5,11 +5,11 @@ Knows nothing of asyncio, so that registering loads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, NamedTuple
 
 from aembus.callchain import Chain
-from aembus.errors import AembusError
+from aembus.errors import AembusError, RegistrationError
 from aembus.event import Event, Handler
 from aembus.job import Job
 from aembus.shm.lanes import Record
@@ -86,3 +86,13 @@ def is_coroutine(function: object) -> bool:
         function = inner
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     return code is not None and bool(code.co_flags & _CO_COROUTINE)
+
+
+def check_plain(stages: Iterable[Callable[..., Any] | None], point: str) -> None:
+    """Raise RegistrationError for a constructor or destructor that nobody would await."""
+    for stage in stages:
+        if is_coroutine(stage):
+            raise RegistrationError(
+                "a constructor and a destructor are plain functions; do in the handler what is "
+                f"to be awaited, point={point!r}, function={stage!r}"
+            )

@@ -136,6 +136,9 @@ class Runner:
             self.run(spin_s)
         except BusBroken as error:
             log.error("%s", error)
+        except SystemExit:  # which ends a thread without a word
+            log.exception("a handler has ended the thread that ran this bus; nobody delivers now")
+            raise
 
     def stop(self) -> None:
         """Make `run` return after the job in hand; from any thread or signal handler."""

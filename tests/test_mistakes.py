@@ -27,6 +27,10 @@ def handler(event: aembus.Event, *data: object) -> None:
     """Nothing: what is registered where it does not matter what."""
 
 
+async def async_stage(event: aembus.Event, *data: object) -> None:
+    """What cannot be a constructor or destructor."""
+
+
 RESULT: Any = None  # of a function that was called where it was to be named
 NUMBER: Any = 5
 FLOAT: Any = 1.5
@@ -34,6 +38,18 @@ FLOAT: Any = 1.5
 WRONG: list[tuple[str, Wrong, type[Exception], str]] = [
     ("number for a point", lambda bus: bus.point(NUMBER), TypeError, "point=5"),
     ("point without a name", lambda bus: bus.register("", handler), TypeError, "point=''"),
+    (
+        "async constructor",
+        lambda bus: bus.register("p", handler, constructor=async_stage),
+        aembus.RegistrationError,
+        "plain functions; do in the handler what is to be awaited, point='p'",
+    ),
+    (
+        "async destructor",
+        lambda bus: bus.register("p", handler, destructor=async_stage),
+        aembus.RegistrationError,
+        "plain functions; do in the handler what is to be awaited, point='p'",
+    ),
     ("@bus.on without a point", lambda bus: bus.on(RESULT), TypeError, "point=None"),
     (
         "result for a handler",
@@ -221,3 +237,17 @@ def test_a_time_out_that_is_none_is_told(bus: str) -> None:
             pass
         with pytest.raises(TypeError, match=r"math\.inf: for ever, timeout=None"):
             point.activate(timeout=RESULT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_handler_that_exits_in_a_thread_is_told_of(
+    bus: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SystemExit ends a thread without a word, and nothing is delivered any more."""
+    with aembus.connect(bus) as member:
+        member.register("p", lambda event: sys.exit("as the test wants it"))
+        thread = member.run_in_thread()
+        member.activate("p")
+        thread.join(20.0)
+        assert not thread.is_alive()
+    assert "has ended the thread" in caplog.text
