@@ -527,7 +527,8 @@ class Bus:
         What is queued for this process goes to its groups or to the dead letters; the job in
         hand is finished first.  Called by a handler, or while the bus is served, it takes effect
         when that has returned, or ended; by a signal handler in the middle of an activation, when
-        that has been made.
+        that has been made.  A signal handler had better call `stop`, which waits for nobody: what
+        it has interrupted may hold a lock that the thread which runs the bus needs to end.
 
         Args:
             keep: for a member with a name: keep its place, with all that is queued, for the next
