@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import aembus
+from tests.support.lanes import both_lanes
 
 LIMIT_S = 30.0
 Work = Callable[[aembus.Bus], object]
@@ -74,6 +75,31 @@ def test_who_works_while_another_thread_closes_gets_bus_closed(echo: str, work: 
         bus.close()
         worker.thread.join()
         assert isinstance(worker.ended_by, aembus.BusClosed), repr(worker.ended_by)
+
+
+def call_for_ever(point: aembus.ActivationPoint) -> None:
+    """Call until that raises."""
+    while True:
+        point.call(1, timeout=LIMIT_S)
+
+
+@both_lanes
+def test_a_signal_handler_closes_while_threads_wait(echo: str) -> None:
+    """Wherever in a call it comes: the thread that runs the bus, which it waits for, ends."""
+    before = signal.signal(signal.SIGALRM, lambda *_: bus.close())
+    try:
+        for number in range(24):
+            bus = aembus.connect(echo)
+            bus.register("own", print)
+            bus.run_in_thread()
+            point = bus.point("echo")
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 * (1 + number % 8))
+            with pytest.raises(aembus.BusClosed):
+                call_for_ever(point)
+            bus.close()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Interrupted:

@@ -13,6 +13,7 @@ One process, the owner, sleeps; any producer posts (`shm.peer`).  Guarantees:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -58,8 +59,9 @@ class Sleeper(ABC):
         self._suspected_at = 0.0
         self._elected = threading.RLock()
         self._waiting: list[Callable[[], bool]] = []
-        self._woken = threading.Condition()
-        self._wakes = 0
+        self._asleep: list[threading.Lock] = []  # of those who wait to be woken
+        self._wake_numbers = itertools.count(1)
+        self._wakes = 0  # the number of the last one
         self._closed = False
         self._unreleased = [self._release]  # taken out, in one step, by the thread that calls it
 
@@ -110,9 +112,7 @@ class Sleeper(ABC):
                 if self._may_sleep() and self._elected.acquire(blocking=False):
                     self._sleep(left_s)
                 else:
-                    with self._woken:
-                        if self._wakes == wakes:
-                            self._woken.wait(left_s)
+                    self._wait_to_be_woken(wakes, left_s)
             finally:
                 try:
                     self._elected.release()
@@ -128,6 +128,19 @@ class Sleeper(ABC):
             if left_s <= 0:
                 return False
         return False
+
+    def _wait_to_be_woken(self, wakes: int, timeout_s: float) -> None:
+        # By no Condition: a signal handler may come while that one's lock is held, and wait for a
+        # thread that wants it.
+        woken = threading.Lock()
+        woken.acquire()
+        try:
+            self._asleep.append(woken)
+            if self._wakes == wakes:
+                woken.acquire(timeout=timeout_s)
+        finally:
+            with contextlib.suppress(ValueError):  # Ctrl-C came first
+                self._asleep.remove(woken)
 
     def _may_sleep(self) -> bool:
         # Two sleepers would eat each other's post; a listener hears every one.
@@ -254,9 +267,10 @@ class Sleeper(ABC):
         return False
 
     def _wake_others(self) -> None:
-        with self._woken:
-            self._wakes += 1
-            self._woken.notify_all()
+        self._wakes = next(self._wake_numbers)  # first: who is not in the list yet looks at it then
+        for woken in tuple(self._asleep):
+            with contextlib.suppress(RuntimeError):  # it was woken before
+                woken.release()
 
     def watch_for_lost_posts(self, found_by_bound: bool) -> None:
         """Take note of the end of a sleep; count a rescue once it is sure that no post came.
