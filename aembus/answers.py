@@ -109,15 +109,14 @@ class Answers:
         job = Job(payload, kind=layout.KIND_REPLY, flags=flags, reply_id=header[_REPLY_ID])
         target = Target(slot, 0, layout.CLASS_REPLY)
         try:
-            member = self._sender.refresh().members.get(slot)
-            if member is None or member.incarnation != header[_INCARNATION]:
-                return True
-            sent = self._sender.try_send(target, job)
+            # Not looked up here: who has just come may be unknown until an activation that this
+            # interrupts is through, and then it is sent.
+            sent = self._sender.try_send_to(header[_INCARNATION], target, job)
             if sent == FULL and self._waits:
                 left_s = (header[_DEADLINE_NS] - time.monotonic_ns()) / NS
                 self._sender.send(target, job, left_s, "an answer")
             elif sent == 1 and self._waits:  # who does not wait has no lane deliver
-                self._sender.routes.make_answer_publisher(target, member.incarnation)
+                self._sender.routes.make_answer_publisher(target, header[_INCARNATION])
             elif sent == FULL:
                 log.error("slot %d does not take its answers; one is dropped", slot)
         except JobTooLarge:

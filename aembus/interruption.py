@@ -72,12 +72,16 @@ class Interrupter:
     Args:
         runner, inbox: the member's.
         bell: the inbox's, a pipe.
+        may_not_yet: says whether the main thread is where no handler may run, for microseconds.
 
     Raises: AembusError, see `check_can_interrupt`; nothing has changed then.
     """
 
-    def __init__(self, runner: Runner, inbox: Inbox, bell: PipeBell) -> None:
+    def __init__(
+        self, runner: Runner, inbox: Inbox, bell: PipeBell, may_not_yet: Callable[[], bool]
+    ) -> None:
         check_can_interrupt()
+        self._may_not_yet = may_not_yet
         self._runner = runner
         self._inbox = inbox
         self.thread = threading.get_ident()
@@ -115,6 +119,8 @@ class Interrupter:
             masked.look(frame)
         if masked.depth or self._delivering:
             masked.pending = True
+        elif self._may_not_yet():  # a handler that calls would wait for what it keeps from leaving
+            self._poke()
         else:
             self._deliver()
 

@@ -188,6 +188,10 @@ class Sender:
             target = target._replace(full=WAIT)
         return self._publish(self._one, target, job)
 
+    def try_send_to(self, incarnation: int, target: Target, job: Job) -> int:
+        """Like `try_send`, but to that process alone; 0 if another one is the member by now."""
+        return self._publish(self._one_process, (incarnation, target), job)
+
     def send(self, target: Target, job: Job, timeout_s: float, what: str) -> int:
         """Like `try_send`, but wait up to `timeout_s` for room, then raise InboxFull.
 
@@ -343,6 +347,11 @@ class Sender:
     def _one(self, target: Target, job: Job) -> Sequence[Target]:
         return (target,) if target.slot in self.routing.members else ()
 
+    def _one_process(self, subject: tuple[int, Target], job: Job) -> Sequence[Target]:
+        incarnation, target = subject
+        member = self.routing.members.get(target.slot)
+        return (target,) if member is not None and member.incarnation == incarnation else ()
+
     # --- the bus changes ------------------------------------------------------------------------
 
     def _refresh(self) -> None:
@@ -484,9 +493,13 @@ class Sender:
         with self._room_waiters.flags_raised(awaited.lanes):
             yield lambda: self.refuses or awaited.has_come()
 
+    def is_publishing_here(self) -> bool:
+        """Say whether the caller interrupts an activation of its own thread."""
+        return self._gate.busy and self._gate.is_held_here()
+
     def put_off(self, action: Callable[[], object]) -> bool:
         """Do it right after the activation that the caller interrupts; False if it does not."""
-        inside = self._gate.busy and self._gate.is_held_here()
+        inside = self.is_publishing_here()
         if inside:
             self._gate.deferred.append(Deferred(lambda decision: action()))
             self.routes.drop_publishers()

@@ -171,3 +171,37 @@ def test_ctrl_c_leaves_none_of_several_calls_behind(caller: Caller) -> None:
         assert not caller.under_way, at.where
 
     assert every_ctrl_c(run) > 200
+
+
+def test_an_answer_in_the_middle_of_an_activation_finds_a_caller_who_has_just_come(
+    bus_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that interrupts may answer somebody of whom its process has not heard yet."""
+    with (
+        aembus.Supervisor(bus_name),
+        aembus.connect(bus_name) as callee,
+        aembus.connect(bus_name) as receiver,
+    ):
+        receiver.register("p", lambda event: None)
+        answers = callee.event_struct._answers
+        header: list[int] = [0] * 12
+
+        def answer() -> None:
+            assert answers.result(header, 42, "e")
+
+        def run(at: At) -> None:
+            with untraced(), aembus.connect(bus_name) as caller:
+                calls = caller._membership.calls
+                waiting = calls.begin()
+                caller._inbox.reserve_reply_lane(callee.slot)
+                header[2:4] = layout.FLAG_WANTS_REPLY, caller.slot
+                header[7:10] = time.monotonic_ns() + 10**10, waiting.reply_id, caller.incarnation
+                with at:
+                    callee.activate("p")
+                receiver.poll()
+                calls.take_replies()
+                assert not at.happened or waiting.answer is not None, at.where
+                calls.end(waiting)
+
+        with handler(signal.SIGUSR1, answer):
+            assert every_bytecode(lambda number: at_signal(4 * number), run) > 50

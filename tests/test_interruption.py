@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 
 import aembus
-from tests.support.interruption import Arrival, At, every_ctrl_c, handler, interrupt, numbers
+from tests.support.interruption import (
+    Arrival,
+    At,
+    every_bytecode,
+    every_ctrl_c,
+    handler,
+    interrupt,
+    numbers,
+)
 from tests.support.running import adds_up, statistics, until
 
 SENDER = """
@@ -420,3 +428,29 @@ def test_what_another_thread_has_closed_may_be_connected_again(bus: str) -> None
         member.activate("p", 1)
         until("the job", lambda: seen == [1])
     assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL
+
+
+def test_a_handler_may_call_whatever_it_interrupts(bus: str) -> None:
+    """In the middle of an activation it would wait for what that keeps from being sent."""
+    with (
+        aembus.connect(bus, delivery="interrupt") as member,
+        aembus.connect(bus) as callee,
+        aembus.connect(bus) as producer,
+    ):
+        callee.register("ask", lambda event, n: 2 * n)
+        callee.run_in_thread()
+        seen: list[int] = []
+        point = member.point("ask")
+        member.register("job", lambda event, n: seen.append(point.call(n, timeout=1.0)))
+        member.activate("nobody")
+
+        def run(at: At) -> None:
+            member._sender.routes.drop_publishers()
+            with at:
+                member.activate("nobody")
+            until("the answer", lambda: not at.happened or seen[-1:] == [len(seen) * 2])
+
+        def make(number: int) -> At:
+            return At({3 * number: lambda: producer.activate("job", len(seen) + 1)})
+
+        assert every_bytecode(make, run) > 20
