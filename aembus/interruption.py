@@ -35,7 +35,7 @@ from typing import Any, Final
 from aembus.errors import AembusError, BusBroken
 from aembus.masking import masked
 from aembus.runner import Runner
-from aembus.shm.doorbell import PipeBell
+from aembus.shm.doorbell import PipeBell, is_fencing
 from aembus.shm.inbox import Inbox
 from aembus.shm.sleeper import SLEEP_S_MAX
 
@@ -119,8 +119,8 @@ class Interrupter:
             masked.look(frame)
         if masked.depth or self._delivering:
             masked.pending = True
-        elif self._may_not_yet():  # a handler that calls would wait for what it keeps from leaving
-            self._poke()
+        elif self._may_not_yet() or is_fencing():
+            self._poke()  # a handler that calls would wait for what it keeps from going on
         else:
             self._deliver()
 

@@ -43,6 +43,12 @@ def fence() -> None:
             pass
 
 
+def is_fencing() -> bool:
+    """Say whether the caller has interrupted its own thread in `fence`; others wait for that."""
+    held: bool = _fence_lock._is_owned()  # type: ignore[attr-defined]  # as Condition asks it
+    return held
+
+
 def semaphore_name(bus: str, nonce: str, inbox_id: int) -> str:
     """Return the name of the semaphore that is the bell of inbox number `inbox_id`."""
     return names.shared_name(bus, nonce, f"bell{inbox_id}")
