@@ -96,8 +96,8 @@ class Bus:
 
             try:
                 bell = self._membership.take_pipe_bell()
-                may_not_yet = self._sender.is_publishing_here
-                self._interrupter = Interrupter(self._runner, self._inbox, bell, may_not_yet)
+                is_publishing = self._sender.is_publishing_here
+                self._interrupter = Interrupter(self._runner, self._inbox, bell, is_publishing)
             except BaseException:
                 self.close(keep=True)
                 raise

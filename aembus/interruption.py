@@ -72,16 +72,16 @@ class Interrupter:
     Args:
         runner, inbox: the member's.
         bell: the inbox's, a pipe.
-        may_not_yet: says whether the main thread is where no handler may run, for microseconds.
+        is_publishing: says whether the main thread is in the middle of an activation.
 
     Raises: AembusError, see `check_can_interrupt`; nothing has changed then.
     """
 
     def __init__(
-        self, runner: Runner, inbox: Inbox, bell: PipeBell, may_not_yet: Callable[[], bool]
+        self, runner: Runner, inbox: Inbox, bell: PipeBell, is_publishing: Callable[[], bool]
     ) -> None:
         check_can_interrupt()
-        self._may_not_yet = may_not_yet
+        self._is_publishing = is_publishing
         self._runner = runner
         self._inbox = inbox
         self.thread = threading.get_ident()
@@ -119,7 +119,7 @@ class Interrupter:
             masked.look(frame)
         if masked.depth or self._delivering:
             masked.pending = True
-        elif self._may_not_yet() or is_fencing():
+        elif self._is_publishing() or is_fencing():
             self._poke()  # a handler that calls would wait for what it keeps from going on
         else:
             self._deliver()
