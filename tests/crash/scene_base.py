@@ -10,6 +10,7 @@ import dataclasses
 import os
 import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -386,8 +387,9 @@ class SceneBase:
             time.sleep(TICK_S)
 
     def fail(self, what: str) -> NoReturn:
-        """Raise Violation, with all that may help."""
+        """Raise Violation, with all that may help; the bus's memory is copied to `directory`."""
         self._ask_for_stacks()
+        self._copy_segments()
         raise Violation(
             f"{what}\nseed {self.stage.seed}; play it again: {self.replay or '(see the test)'}\n"
             f"members: {self._describe_members()}\nlast faults:\n  "
@@ -419,6 +421,13 @@ class SceneBase:
                     file.write(f"stacks of pid {process.pid}:\n")
                 process.send_signal(signal.SIGQUIT)
                 time.sleep(STACKS_S)  # no more than a courtesy
+
+    def _copy_segments(self) -> None:
+        copies = self.directory / "segments"
+        copies.mkdir(exist_ok=True)
+        for segment in Path("/dev/shm").glob(f"aembus.{self.bus}.*"):
+            with contextlib.suppress(OSError):  # it may go while it is copied
+                shutil.copy(segment, copies)
 
     def _last_words(self) -> list[str]:
         self._errors.flush()

@@ -5,6 +5,8 @@ members are killed at random moments, and then the scene settles and its six que
 A supervisor's death ends a round and the bus with it; the next one starts on what it left.
 
 Ctrl-C or SIGTERM ends it early: processes and names are removed, and the exit code is 130.
+If a promise is not kept, the exit code is 1, and what the processes wrote, with a copy of the
+bus's memory, stays in a directory that the last line names.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -26,6 +29,7 @@ from types import FrameType
 from typing import Any, Final
 
 from tests.crash.scene import Scene, new_seed
+from tests.crash.scene_base import Violation
 from tests.crash.scene_board import MODES
 
 WORKER: Final = "worker"
@@ -220,9 +224,9 @@ def quantiles(values: list[float]) -> dict[str, float]:
     }
 
 
-def replay_command(kills: int, seed: int) -> str:
+def replay_command(kills: int, seed: int, pause_s: float = PAUSE_S) -> str:
     """Return the command that plays a storm again."""
-    return f"python -m tests.crash.storm --kills {kills} --seed {seed}"
+    return f"python -m tests.crash.storm --kills {kills} --seed {seed} --pause {pause_s:g}"
 
 
 def table(figures: Figures) -> str:
@@ -305,9 +309,17 @@ def main() -> int:
     _end_at_first_signal()
     try:
         with tempfile.TemporaryDirectory(prefix="aembus-storm-") as directory:
-            replay = replay_command(options.kills, seed)
+            replay = replay_command(options.kills, seed, options.pause)
             scene = Scene(bus, Path(directory), seed, replay=replay, **CAST)
-            figures = run(scene, seed, options.kills, True, options.seconds, options.pause)
+            try:
+                figures = run(scene, seed, options.kills, True, options.seconds, options.pause)
+            except Violation as violation:
+                print(violation, file=sys.stderr)
+                kept = shutil.copytree(
+                    directory, f"{directory}-kept", ignore=shutil.ignore_patterns("compiled")
+                )
+                print(f"kept: {kept}", file=sys.stderr)
+                return 1
     except KeyboardInterrupt:
         print(f"interrupted: bus {bus!r} and its processes are removed", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.crash.scene import SOURCES, Scene
-from tests.crash.scene_base import TICK_S
+from tests.crash.scene_base import TICK_S, Violation
 from tests.crash.scene_view import names_by_kind
 from tests.crash.storm import CAST, EXIT_INTERRUPTED, Storm, run, table
 
@@ -63,3 +65,28 @@ def test_an_interrupted_storm_leaves_nothing(line: int) -> None:
     assert storm.returncode == EXIT_INTERRUPTED
     assert said[-1] == f"interrupted: bus {bus!r} and its processes are removed"
     assert names_by_kind(bus) == {}
+
+
+def test_a_broken_promise_leaves_what_was_written(tmp_path: Path) -> None:
+    """A storm that fails, here because nothing was sent, keeps logs and memory and says where."""
+    storm = subprocess.run(
+        [sys.executable, "-m", "tests.crash.storm", "--seconds", "0", "--seed", "1"],
+        check=False, cwd=SOURCES, env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert storm.returncode == 1
+    said = storm.stderr.splitlines()
+    assert "too little was done" in said[0]
+    [kept] = tmp_path.glob("aembus-storm-*")
+    assert said[-1] == f"kept: {kept}"
+    assert (kept / "stderr").exists()
+
+
+def test_a_broken_promise_leaves_a_copy_of_the_memory(make_scene: Callable[..., Scene]) -> None:
+    """What the members shared at that moment can be looked at afterwards."""
+    with make_scene() as scene:
+        with pytest.raises(Violation):
+            scene.fail("for the test")
+        copies = {path.name for path in (scene.directory / "segments").iterdir()}
+        names = Path("/dev/shm").glob(f"aembus.{scene.bus}.*")
+        assert copies == {path.name for path in names if path.is_file()}
