@@ -5,6 +5,7 @@ Knows nothing of asyncio, so that registering loads nothing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, NamedTuple
 
@@ -80,12 +81,28 @@ class AsyncHandler:
         start(Begun(coroutine, event, record, job, event.call_chain()))
 
 
-def is_coroutine(function: object) -> bool:
-    """Say whether `function`, which may be a method or a partial, is an ``async def``."""
-    while (inner := getattr(function, "func", None)) is not None:  # of functools.partial
-        function = inner
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    return code is not None and bool(code.co_flags & _CO_COROUTINE)
+def is_coroutine(function: Any) -> bool:
+    """Say whether a function, a method, a partial or another callable is an ``async def``."""
+    try:
+        return bool(function.__code__.co_flags & _CO_COROUTINE)  # a method shows its function's
+    except AttributeError:
+        if isinstance(function, functools.partial):
+            return is_coroutine(function.func)
+        code = getattr(getattr(type(function), "__call__", None), "__code__", None)  # noqa: B004
+        return code is not None and bool(code.co_flags & _CO_COROUTINE)
+
+
+def check_awaits_nothing(handler: object, of: str) -> None:
+    """Raise TypeError for an ``async def`` where the handler is no event's.
+
+    Args:
+        of: what calls it, for the text.
+    """
+    if is_coroutine(handler):
+        raise TypeError(
+            f"the handler of {of} is a plain function; register the `async def` at a point and "
+            f"name that instead, handler={handler!r}"
+        )
 
 
 def check_plain(stages: Iterable[Callable[..., Any] | None], point: str) -> None:

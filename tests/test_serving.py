@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -79,6 +80,29 @@ def test_jobs_of_both_kinds_come_one_at_a_time(bus: str, run: Callable[[Main], N
         totals = statistics(bus)["totals"]
         assert totals["queued"] == 0
         assert adds_up(totals)
+
+
+class Doubler:
+    """A handler that is an object, whose ``__call__`` is awaited."""
+
+    async def __call__(self, event: aembus.Event, number: int) -> int:
+        await asyncio.sleep(0)
+        return 2 * number
+
+
+@pytest.mark.parametrize("handler", [Doubler(), functools.partial(Doubler.__call__, Doubler())])
+def test_what_is_an_async_def_within_is_awaited(bus: str, handler: Callable[..., Any]) -> None:
+    """A callable object and a partial are handlers as any ``async def`` is."""
+
+    async def main(member: aembus.Bus) -> None:
+        member.register("double", handler)
+        task = asyncio.create_task(member.serve())
+        assert await member.point("double").call_async(4, timeout=LIMIT_S) == 8
+        member.stop()
+        await ended(task)
+
+    with aembus.connect(bus) as member:
+        asyncio.run(main(member))
 
 
 def test_a_loop_that_sleeps_is_woken(bus: str, run: Callable[[Main], None]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, final
 from aembus import errors
 from aembus.bus import Bus
 from aembus.codec import encode, key_hash
+from aembus.coroutines import check_awaits_nothing
 from aembus.errors import AembusError, CallFailed
 from aembus.event import Event
 from aembus.options import EventOptions
@@ -94,11 +95,11 @@ class ExitClient:
         Args:
             pid: of any process of this user, as the bus's supervisor sees pids; it need not be a
                 child, and may have ended if its parent has not asked for it yet.
-            what: a handler of this process, called as ``handler(event, pid, exit_code, *data)``, or
-                the name of a point, which is activated with ``(pid, exit_code, *data)`` even if
-                this process is dead by then.  `exit_code` is what the process returned, or minus
-                the number of the signal that ended it, or None: it has ended, and how is unknown
-                (only on kernels before 6.15, if its parent was faster).
+            what: a handler of this process, a plain function, called as ``handler(event, pid,
+                exit_code, *data)``, or the name of a point, which is activated with ``(pid,
+                exit_code, *data)`` even if this process is dead by then.  `exit_code` is what the
+                process returned, or minus the number of the signal that ended it, or None: it has
+                ended, and how is unknown (only on kernels before 6.15, if its parent was faster).
             key: for a point, as in `activate`.
             name: for a point: while a watch of this name is there, nothing else is watched.
 
@@ -106,9 +107,11 @@ class ExitClient:
 
         Raises: ProcessNotFound if there is no such process (any more), PermissionRefused if it is
         another user's, ServiceError without descriptors for it, ValueError for a name or key with a
-        handler, TypeError for what is neither a handler nor a name, CallTimeout, BusBroken,
-        BusClosed; nothing is watched then.
+        handler, TypeError for a pid that is no int, for what is neither a handler nor a name and
+        for an ``async def``, CallTimeout, BusBroken, BusClosed; nothing is watched then.
         """
+        if not isinstance(pid, int):
+            raise TypeError(f"a process is watched by its pid, an int, {pid=}")
         point = what if isinstance(what, str) else None
         if point is None and (key is not None or name is not None):
             raise ValueError(
@@ -121,6 +124,7 @@ class ExitClient:
                 "a watch calls a function or activates a point; give the function, uncalled, or a "
                 f"point's name, got={what!r}"
             )
+        check_awaits_nothing(handler, "a watch")
         watch = Watch(self, next(self._ids), pid, handler, data, name)
         payload = encode(data) if point is not None else b""
         hashed = None if key is None else key_hash(key)

@@ -42,6 +42,8 @@ def open_process(pid: int) -> int:
     """
     try:
         descriptor = os.pidfd_open(pid)
+    except OverflowError as error:  # more than pid_t holds
+        raise ProcessNotFound(f"no process has this pid, {pid=}") from error
     except OSError as error:
         if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):  # the latter: of a thread
             raise ProcessNotFound(f"no process has this pid, {pid=}") from error

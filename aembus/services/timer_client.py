@@ -27,6 +27,7 @@ from typing import Any, Final, final
 
 from aembus.bus import Bus
 from aembus.codec import encode, key_hash
+from aembus.coroutines import check_awaits_nothing
 from aembus.event import Event
 from aembus.masking import masked
 from aembus.options import EventOptions
@@ -44,6 +45,7 @@ IDS_WORTHWHILE: Final = IDS_AT_ONCE // 4  # with fewer found among the ended the
 FIRST_POINT_ID: Final = 1 << 62  # beyond every id that has an index
 TELL_S: Final = 5.0  # how long to wait while the service's inbox is full
 
+A_TIMER: Final = "a timer"
 ENDED: Final = ("ended",)  # stands for the data of a timer that has ended
 
 _new = object.__new__  # with four stores, half of what a call of the class costs
@@ -153,21 +155,24 @@ class TimerClient:
         Args:
             delay: seconds from now, at most ten years; never fires earlier, and is rounded up to a
                 millisecond.
-            what: a handler of this process, called as ``handler(event, *data)``, or the name of
-                a point, which is activated with `data` even if this process is dead by then.
+            what: a handler of this process, a plain function, called as ``handler(event, *data)``,
+                or the name of a point, which is activated with `data` even if this process is dead
+                by then.
             key: for a point, as in `activate`.
             name: for a point: while a timer of this name runs on the bus, nothing is started.
 
         Blocks while the timer service's inbox is full, for 5 s at most.
 
         Raises: InboxFull, BusBroken, BusClosed, ValueError for a delay that is none, or a name or
-        key with a handler, TypeError for what is neither; nothing was started then.
+        key with a handler, TypeError for what is neither and for an ``async def``; nothing was
+        started then.
         """
         if not 0 <= delay <= DELAY_S_MAX:
             raise ValueError(f"a delay must be 0 to {DELAY_S_MAX} seconds, delay={delay}")
         due_ns = self._monotonic_ns() + int(delay * NS)
         if key is not None or name is not None or not callable(what):
             return self._start_at_point(what, data, key, name, due_ns, 0, False)
+        check_awaits_nothing(what, A_TIMER)
         try:
             new_id = self._free.pop()
         except IndexError:
@@ -246,6 +251,7 @@ class TimerClient:
     ) -> Timer:
         if key is not None or name is not None or not callable(what):
             return self._start_at_point(what, data, key, name, due_ns, period_ns, wall)
+        check_awaits_nothing(what, A_TIMER)
         timer = _Periodic()
         timer._client, timer._handler, timer._data = self, what, data
         timer.periodic = period_ns > 0

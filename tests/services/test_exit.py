@@ -92,15 +92,23 @@ def test_a_process_that_has_ended_and_was_not_asked_for_can_be_watched(bus: str)
         assert told == [(process.pid, 3)]
 
 
+async def never_awaited(event: aembus.Event, pid: int, code: int | None) -> None:
+    """A handler that nobody would await."""
+
+
 def test_no_process_is_an_error(bus: str) -> None:
     """A pid that nobody has, or that is none, is ProcessNotFound with the pid."""
     with aembus.connect(bus) as member, child("pass") as process:
         process.wait()
-        for pid in (process.pid, 0, -5, 1 << 22):
+        for pid in (process.pid, 0, -5, 1 << 22, 1 << 40):
             with pytest.raises(aembus.ProcessNotFound, match=f"pid={pid}$"):
                 member.service("exit").watch(pid, print)
         with pytest.raises(ValueError, match="name='n'"):
             member.service("exit").watch(os.getpid(), print, name="n")
+        with pytest.raises(TypeError, match=r"pid='1'$"):
+            member.service("exit").watch("1", print)
+        with pytest.raises(TypeError, match="plain function; register the `async def` at a point"):
+            member.service("exit").watch(os.getpid(), never_awaited)
         assert exit_statistics(bus)["watches"] == 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import random
+import re
 import signal
 import sys
 import threading
@@ -212,6 +214,16 @@ NO_TIMERS: list[tuple[Callable[[Any], object], str]] = [
 ]
 
 
+async def never_awaited(event: aembus.Event) -> None:
+    """A handler that nobody would await."""
+
+
+class NeverAwaited:
+    """Another one."""
+
+    async def __call__(self, event: aembus.Event) -> None: ...
+
+
 def test_what_is_no_timer_is_refused(bus: str) -> None:
     """The error names the value; nothing is started."""
     with aembus.connect(bus) as member:
@@ -219,6 +231,11 @@ def test_what_is_no_timer_is_refused(bus: str) -> None:
         for start, problem in NO_TIMERS:
             with pytest.raises(ValueError, match=problem):
                 start(timer)
+        for handler in (never_awaited, functools.partial(never_awaited), NeverAwaited()):
+            with pytest.raises(TypeError, match="plain function; register the `async def` at a"):
+                timer.after(1, handler)
+            with pytest.raises(TypeError, match=f"handler={re.escape(repr(handler))}$"):
+                timer.every(1, handler)
         timer.after(3600, print)
         until("only this one runs", lambda: timer_statistics(bus)["running"] == 1)
 
