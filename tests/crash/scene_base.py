@@ -119,7 +119,8 @@ class SceneBase:
         self._view: View | None = None
         self._receivers: dict[str, ReceiverState] = {}
         self._stopped: set[int] = set()
-        self._killed_at_ns: dict[str, tuple[int, int]] = {}  # worker → when, its PID then
+        self._killed_at_ns: dict[str, int] = {}  # worker → when, until its replacement runs
+        self._replaced_at_ns: dict[int, int] = {}  # PID of a replacement → the same
         self._belongings = Belongings(
             self.bus,
             self._pids,
@@ -226,6 +227,7 @@ class SceneBase:
         self._view = View(self.bus)
         self._receivers = {n: ReceiverState(n) for n in receiver_names(self.stage)}
         self._killed_at_ns.clear()
+        self._replaced_at_ns.clear()
         self._belongings.forget()
         self.look()
 
@@ -265,6 +267,8 @@ class SceneBase:
             running = member.state == "running" and member.pid != receiver.killed_pid
             if running and member.pid != receiver.pid:
                 receiver.pid, receiver.since = member.pid, self.view.finished(member.inbox_id)
+                if name in self._killed_at_ns:
+                    self._replaced_at_ns[member.pid] = self._killed_at_ns.pop(name)
                 if receiver.killed_at:
                     if member.kind == "worker":
                         self.ready_ms.append((now - receiver.killed_at) * 1000)
@@ -346,12 +350,11 @@ class SceneBase:
             self.accounts.take(name, entries)
         for letter in self._new_letters():
             self.accounts.take_letter(letter)
-        for name, (at_ns, pid) in list(self._killed_at_ns.items()):
-            worker = self._receivers[name]
-            first = self.accounts.first_by_pid.get(worker.pid, 0)
-            if worker.pid != pid and first > at_ns:
-                self.recoveries_ms.append((first - at_ns) / 1e6)
-                del self._killed_at_ns[name]
+        for pid, killed_at_ns in list(self._replaced_at_ns.items()):
+            first_at_ns = self.accounts.first_by_pid.get(pid)
+            if first_at_ns is not None:
+                self.recoveries_ms.append((first_at_ns - killed_at_ns) / 1e6)
+                del self._replaced_at_ns[pid]
 
     def _new_letters(self) -> Iterator[Letter]:
         letters = list(DeadLetters(Path(self.stage.state)).read())

@@ -25,7 +25,7 @@ class SceneFaults(SceneBase):
         self.note(f"{number.name} to worker {name}, pid {worker.pid}")
         self._end_by_force(worker.pid, number)
         self._note_end(worker)
-        self._killed_at_ns[name] = (time.monotonic_ns(), worker.pid)
+        self._killed_at_ns[name] = time.monotonic_ns()
 
     @staticmethod
     def _note_end(receiver: ReceiverState) -> None:
