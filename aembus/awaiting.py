@@ -17,9 +17,10 @@ from aembus.calls import MEMBER_GONE, Answer, Calls, Waiting, answer_of
 from aembus.errors import AembusError, CallFailed, CallTimeout
 from aembus.listening import LoopListener
 from aembus.options import WAIT
+from aembus.picking import IN_TURN
 from aembus.routes import Route
 from aembus.routing import Target
-from aembus.sender import FAILS, FULL, IN_TURN, LOOK_AGAIN_S, Job, Sender
+from aembus.sender import FAILS, FULL, LOOK_AGAIN_S, Job, Sender
 from aembus.shm import layout
 
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, final, overload
 
 from aembus.attachment import Attachment
-from aembus.coroutines import Coroutines, check_plain, is_coroutine
+from aembus.coroutines import Coroutines
 from aembus.counter import Counter, Counters
 from aembus.delivery import DELIVERY_INTERRUPT, DELIVERY_RUN, Delivery, check_delivery
 from aembus.errors import AembusError, BusClosed, ForkedBusError
@@ -28,17 +28,17 @@ from aembus.masking import masked
 from aembus.membership import Membership
 from aembus.numbers_route import NumbersRoute
 from aembus.one_way import OneWayCall
-from aembus.options import EventOptions, Full, Policy
-from aembus.points import ActivationPoint, Registrable, TypedPoint, check_point, registrable
+from aembus.options import EventOptions, Full, Policy, default_name
+from aembus.points import ActivationPoint, Registrable, TypedPoint, check_point
+from aembus.registering import EventMaker
 from aembus.registrations import Registrations
 from aembus.routing import ServiceVersion
 from aembus.runner import Runner, spin_from_environment
 from aembus.sender import Sender
 from aembus.service_clients import ServiceClients
 from aembus.shm.inbox import Inbox
-from aembus.stages import Stage, Stages
+from aembus.stages import Stage
 from aembus.statistics import BusStatistics
-from aembus.taps import harmless, tap_options
 
 if TYPE_CHECKING:
     from aembus.interruption import Interrupter
@@ -85,6 +85,7 @@ class Bus:
             membership.event_struct, membership.inbox, membership.calls, self._attachment.await_bus
         )
         self.coroutines = Coroutines()
+        self._event_maker = EventMaker(self.coroutines, self._registrations)
         self._attachment.begin(self._runner, self._registrations.publish, self._move, reconnect)
         poison_in_children(self)
         if not name:  # else once its registrations are published
@@ -205,9 +206,8 @@ class Bus:
         that another process cannot find or import; TypeError for no point; BusBroken, BusClosed.
         """
         self._attachment.membership_or_raise()
-        point_name, delivered_to = registrable(point, handler)
         options = EventOptions(
-            name=name or str(getattr(handler, "__qualname__", type(handler).__qualname__)),
+            name=name or default_name(handler),
             group=group,
             policy=policy,
             full=full,
@@ -219,19 +219,7 @@ class Bus:
             spawn=spawn,
             children_max=children_max,
         )
-        recipe = None
-        if spawn:
-            from aembus.spawning.recipe import recipe_frame
-
-            recipe = recipe_frame(point, handler, options, constructor, destructor, context)
-        if constructor is not None or destructor is not None:
-            check_plain((constructor, destructor), point_name)
-            delivered_to = Stages(delivered_to, constructor, destructor, is_coroutine(handler))
-        delivered_to = self.coroutines.handler(delivered_to)
-        control = self._registrations
-        event = Event(
-            point_name, delivered_to, options, context=context, control=control, recipe=recipe
-        )
+        event = self._event_maker.event(point, handler, options, constructor, destructor, context)
         self._registrations.add(event)
         return event
 
@@ -248,11 +236,7 @@ class Bus:
         Raises: as `register` does.
         """
         self._attachment.membership_or_raise()
-        point_name, looker = registrable(point, handler)
-        options = tap_options(handler, name)
-        control = self._registrations
-        looker = harmless(looker, self.coroutines.handler)
-        event = Event(point_name, looker, options, context=None, control=control)
+        event = self._event_maker.tap(point, handler, name)
         self._registrations.add(event)
         return event
 

@@ -20,9 +20,10 @@ from aembus.codec import decode, encode
 from aembus.errors import AembusError, CallFailed, CallTimeout
 from aembus.looking import WAKE_UP_S, Looking
 from aembus.masking import masked
+from aembus.picking import IN_TURN
 from aembus.routes import CallWay, Route
 from aembus.routing import SUPERVISOR_SLOT, Target
-from aembus.sender import IN_TURN, Job, Sender
+from aembus.sender import Job, Sender
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 from aembus.shm.lanes import Record

@@ -106,3 +106,8 @@ class EventOptions(RoutingOptions):
                 "children_max must be 1 or more, and goes with spawn=True, "
                 f"children_max={self.children_max}, spawn={self.spawn}, event={self.name!r}"
             )
+
+
+def default_name(handler: object) -> str:
+    """Return the name of an event that was given none: its handler's."""
+    return str(getattr(handler, "__qualname__", type(handler).__qualname__))

@@ -18,7 +18,8 @@ from aembus.codec import (
 )
 from aembus.coroutines import is_coroutine
 from aembus.errors import RegistrationError
-from aembus.sender import IN_TURN, Job, Sender
+from aembus.picking import IN_TURN
+from aembus.sender import Job, Sender
 from aembus.shm import layout
 from aembus.shm.lanes import plain_activate
 

@@ -26,6 +26,7 @@ from aembus.errors import AembusError, BusBroken, BusClosed, InboxFull
 from aembus.gate import Decision, Deferred, Gate
 from aembus.options import DROP, FAIL, WAIT
 from aembus.peers import Peers
+from aembus.picking import IN_TURN, Pick, Picker
 from aembus.refusals import no_room, too_large
 from aembus.room import Awaited, RoomWaiters
 from aembus.routes import NEVER, Route, Routes
@@ -40,7 +41,6 @@ log = logging.getLogger("aembus")
 FULL: Final = -1
 FAILS: Final = -2  # full, and a registration says that nobody is to wait for it
 LOOK_AGAIN_S: Final = 0.1  # meanwhile another member may have become the least loaded
-IN_TURN: Final = -1  # in place of a key's hash: the next member of each group
 DEFERRED_TIMEOUT_S: Final = 1.0
 LOOK_S: Final = 0.05  # between two looks whether all activations are held back
 
@@ -58,10 +58,6 @@ class Job(NamedTuple):
     deadline_ns: int = 0
     reply_id: int = 0
     addressee: int = 0
-
-
-# Says whom a job of one subject (a route, a target) concerns; for an activation, takes a turn.
-_Pick = Callable[[_T, Job], Sequence[Target]]
 
 
 class Sender:
@@ -92,6 +88,7 @@ class Sender:
         self._generation_word = reader.generation_word
         self._gate = Gate()
         self.peers = Peers(bus, nonce, slot, incarnation, lambda: self.routing.members)
+        self._picker = Picker(lambda: self.routing, self.peers)
         self._refusal: AembusError | None = None
         self._held_back = False
         self._room_waiters = RoomWaiters()
@@ -123,7 +120,7 @@ class Sender:
             if jobs:
                 return jobs
         job = Job(payload, key_hash)
-        jobs = self._copied(route, job, self._publish(self._pick, route, job))
+        jobs = self._copied(route, job, self._publish(self._picker.next, route, job))
         if route.lanes_opened != self.peers.lanes_opened:
             self.routes.make_publisher(route)
         return jobs
@@ -136,17 +133,17 @@ class Sender:
         """Like `try_activate`, for a job that may have more than a payload and a key."""
         if job.kind == layout.KIND_JOB:
             return self.try_activate(route, job.payload, job.key_hash)
-        return self._copied(route, job, self._publish(self._pick, route, job))
+        return self._copied(route, job, self._publish(self._picker.next, route, job))
 
     def try_activate_chosen(self, route: Route, chosen: int, job: Job) -> int:
         """Like `try_activate`, but with no turn taken: `chosen` picks the member of each group."""
-        jobs = self._publish(self._pick_chosen, (route, chosen), job)
+        jobs = self._publish(self._picker.chosen, (route, chosen), job)
         return self._copied(route, job, jobs)
 
     def chosen(self, route: Route, chosen: int, job: Job) -> Sequence[Target]:
         """Return the events that `try_activate_chosen` would wake."""
         with self._gate.lock:  # nobody closes a peer that is looked at
-            return self._pick_chosen((route, chosen), job)
+            return self._picker.chosen((route, chosen), job.key_hash)
 
     def activate_with(self, route: Route, job: Job, timeout_s: float) -> int:
         """Like `activate`, for a job with more than a payload and a key."""
@@ -159,7 +156,7 @@ class Sender:
         if refused == FAILS:
             timeout_s = 0.0
         jobs = self._publish_when_room(
-            self._pick_chosen, (route, chosen), job, timeout_s, route.point
+            self._picker.chosen, (route, chosen), job, timeout_s, route.point
         )
         return self._copied(route, job, jobs)
 
@@ -175,7 +172,7 @@ class Sender:
         """
         for target in route.queue.taps:
             try:
-                self._publish(self._one, target, Job(job.payload, job.key_hash))
+                self._publish(self._picker.one, target, Job(job.payload, job.key_hash))
             except AembusError as error:
                 log.debug("a tap of %r gets no copy: %s", route.point, error)
 
@@ -186,11 +183,11 @@ class Sender:
         """
         if target.full != WAIT:
             target = target._replace(full=WAIT)
-        return self._publish(self._one, target, job)
+        return self._publish(self._picker.one, target, job)
 
     def try_send_to(self, incarnation: int, target: Target, job: Job) -> int:
         """Like `try_send`, but to that process alone; 0 if another one is the member by now."""
-        return self._publish(self._one_process, (incarnation, target), job)
+        return self._publish(self._picker.one_process, (incarnation, target), job)
 
     def send(self, target: Target, job: Job, timeout_s: float, what: str) -> int:
         """Like `try_send`, but wait up to `timeout_s` for room, then raise InboxFull.
@@ -201,14 +198,14 @@ class Sender:
         if jobs == FULL:
             if target.full != WAIT:
                 target, timeout_s = target._replace(full=WAIT), 0.0
-            jobs = self._publish_when_room(self._one, target, job, timeout_s, what)
+            jobs = self._publish_when_room(self._picker.one, target, job, timeout_s, what)
         return jobs
 
     # --- publishing -----------------------------------------------------------------------------
 
     def _publish(
         self,
-        pick: _Pick[_T],
+        pick: Pick[_T],
         subject: _T,
         job: Job,
     ) -> int:
@@ -225,7 +222,7 @@ class Sender:
 
     def _publish_now(
         self,
-        pick: _Pick[_T],
+        pick: Pick[_T],
         subject: _T,
         job: Job,
         deferred: Decision | None = None,
@@ -238,14 +235,14 @@ class Sender:
                     return 0
                 # A signal handler inside an activation of the same thread?
                 if self._gate.busy or (deferred is None and self._gate.first_deferred()):
-                    targets = pick(subject, job)
+                    targets = pick(subject, job.key_hash)
                     self._defer(pick, subject, job)
                     return len(targets)
                 self._gate.busy = True
                 try:
                     if self._words[self._generation_word] != self.routing.generation:
                         self._refresh()
-                    targets = pick(subject, job)
+                    targets = pick(subject, job.key_hash)
                     published = self._claim_and_commit(targets, job, peers, decision)
                 finally:
                     self._gate.busy = False
@@ -259,7 +256,7 @@ class Sender:
             raise
         return published
 
-    def _defer(self, pick: _Pick[_T], subject: _T, job: Job) -> None:
+    def _defer(self, pick: Pick[_T], subject: _T, job: Job) -> None:
         def publish(decision: Decision) -> None:
             jobs = self._publish_now(pick, subject, job, decision)
             if jobs < 0:
@@ -326,32 +323,6 @@ class Sender:
             raise
         return len(peers)
 
-    def _pick(self, route: Route, job: Job) -> Sequence[Target]:
-        if job.key_hash != IN_TURN:
-            return self._pick_chosen((route, job.key_hash), job)
-        route.turn += 1
-        return self._pick_chosen((route, route.turn), job)
-
-    def _pick_chosen(self, subject: tuple[Route, int], job: Job) -> Sequence[Target]:
-        route, chosen = subject
-        if route.generation != self.routing.generation:
-            route.queue = self.routing.queue(route.point)
-            route.generation = self.routing.generation
-        by_load = self._least_loaded if job.key_hash == IN_TURN else None
-        return route.queue.pick(chosen, by_load)
-
-    def _least_loaded(self, group: Sequence[Target], chooser: int) -> Target:
-        begin = chooser % len(group)
-        return min((*group[begin:], *group[:begin]), key=self.peers.load)
-
-    def _one(self, target: Target, job: Job) -> Sequence[Target]:
-        return (target,) if target.slot in self.routing.members else ()
-
-    def _one_process(self, subject: tuple[int, Target], job: Job) -> Sequence[Target]:
-        incarnation, target = subject
-        member = self.routing.members.get(target.slot)
-        return (target,) if member is not None and member.incarnation == incarnation else ()
-
     # --- the bus changes ------------------------------------------------------------------------
 
     def _refresh(self) -> None:
@@ -379,7 +350,7 @@ class Sender:
         """Return the events that an activation would wake now, for a caller that sends to each."""
         self.refresh()
         with self._gate.lock:  # nobody closes a peer that is looked at
-            return self._pick(route, job)
+            return self._picker.next(route, job.key_hash)
 
     def try_pass_generation(self) -> bool:
         """Say whether no activation that began under an older generation is still running."""
@@ -433,7 +404,7 @@ class Sender:
 
     def _publish_when_room(
         self,
-        pick: _Pick[_T],
+        pick: Pick[_T],
         subject: _T,
         job: Job,
         timeout_s: float,
@@ -448,7 +419,7 @@ class Sender:
             ) from None
         while True:
             with self._gate.lock:
-                targets = pick(subject, job)
+                targets = pick(subject, job.key_hash)
                 awaited = self._awaited(targets)
             if timeout_s > 0:
                 self._room_waiters.look(awaited.has_come)

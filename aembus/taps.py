@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aembus.coroutines import is_coroutine
-from aembus.options import DROP, EventOptions
+from aembus.options import DROP, EventOptions, default_name
 
 log = logging.getLogger("aembus")
 
@@ -24,7 +24,7 @@ RAISED: Final = "a tap's handler raised, point=%r"
 
 def tap_options(handler: Callable[..., object], name: str | None) -> EventOptions:
     """Return what a tap is registered with."""
-    named = name or f"tap {getattr(handler, '__qualname__', type(handler).__qualname__)}"
+    named = name or f"tap {default_name(handler)}"
     return EventOptions(name=named, full=DROP, tap=True, redeliver=False)
 
 

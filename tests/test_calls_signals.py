@@ -13,7 +13,7 @@ import pytest
 import aembus
 from aembus.calls import Waiting
 from aembus.codec import encode
-from aembus.sender import IN_TURN
+from aembus.picking import IN_TURN
 from aembus.shm import layout
 from tests.support.calling import LONG_S
 from tests.support.interruption import (

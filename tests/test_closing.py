@@ -146,14 +146,14 @@ def test_a_signal_handler_closes_in_the_middle_of_an_activation(
     """The activation is made; then the bus is closed."""
     with aembus.connect(bus) as other:
         other.register("p", lambda event: None)
-        sender = member._sender
-        real = sender._pick
+        picker = member._sender._picker
+        real = picker.next
 
-        def pick(route: Any, job: Any) -> Any:
+        def pick(route: Any, key_hash: int) -> Any:
             signal.raise_signal(signal.SIGUSR1)
-            return real(route, job)
+            return real(route, key_hash)
 
-        monkeypatch.setattr(sender, "_pick", pick)
+        monkeypatch.setattr(picker, "next", pick)
         assert member.activate("p") == 1
         with pytest.raises(aembus.BusClosed):
             member.activate("p")

@@ -9,7 +9,7 @@ import pytest
 
 from aembus.codec import decode, encode
 from aembus.errors import BusClosed
-from aembus.sender import IN_TURN
+from aembus.picking import IN_TURN
 from aembus.shm.inbox import Inbox
 from tests.support.lanes import implementations, use
 from tests.support.senders import Activator, Registry

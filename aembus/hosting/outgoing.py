@@ -21,9 +21,10 @@ from aembus.codec import key_hash as hash_of_key
 from aembus.errors import AembusError
 from aembus.numbers_route import NumbersRoute
 from aembus.options import DROP
+from aembus.picking import IN_TURN
 from aembus.routes import Route
 from aembus.routing import Routing, Target
-from aembus.sender import FULL, IN_TURN, Job, Sender
+from aembus.sender import FULL, Job, Sender
 from aembus.services.parking import Parking
 from aembus.shm import layout
 from aembus.shm.lanes import plain_activate

@@ -10,9 +10,10 @@ from typing import Any, Final
 from aembus.codec import decode, encode, key_hash
 from aembus.errors import ServiceError, ServiceLoadError, ServiceNotFound
 from aembus.numbers_route import NumbersRoute
+from aembus.picking import IN_TURN
 from aembus.routes import Route
 from aembus.routing import SUPERVISOR_SLOT, ServiceVersion, Target
-from aembus.sender import IN_TURN, Job, Sender
+from aembus.sender import Job, Sender
 from aembus.services.base import Caller, Service
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox

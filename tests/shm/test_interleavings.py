@@ -25,8 +25,9 @@ from aembus.event import Event
 from aembus.events import EventStruct
 from aembus.looking import Looking
 from aembus.options import EventOptions
+from aembus.picking import IN_TURN
 from aembus.runner import Runner
-from aembus.sender import IN_TURN, Sender
+from aembus.sender import Sender
 from aembus.shm import inbox as inbox_module
 from aembus.shm import lane as lane_module
 from aembus.shm import lane_consumer, lane_producer, layout, sleeper

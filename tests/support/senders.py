@@ -7,7 +7,8 @@ from typing import Any, Final, cast
 
 from aembus.codec import encode
 from aembus.options import RoutingOptions
-from aembus.sender import IN_TURN, Sender
+from aembus.picking import IN_TURN
+from aembus.sender import Sender
 from aembus.shm import layout
 from aembus.shm.registry import RegistryReader
 from tests.support.shared import NONCE
