@@ -8,24 +8,18 @@ the supervisor's business and ignored here.
 
 from __future__ import annotations
 
-import faulthandler
 import importlib
-import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from aembus.bus import Bus
 from aembus.control import ControlClient
 from aembus.coroutines import is_coroutine
 from aembus.errors import AembusError, BusAlreadyRunning, BusBroken, SupervisorError, text_of
-
-GRACE_S: Final = 5.0  # how long the job in hand may take after the supervisor's death
-EXIT_BROKEN: Final = 1
-EXIT_NOT_STARTED: Final = 3
+from aembus.supervised import EXIT_BROKEN, EXIT_NOT_STARTED, begin, end_after_grace
 
 log = logging.getLogger("aembus")
 
@@ -76,7 +70,7 @@ def run_worker(configuration: dict[str, Any]) -> int:
     try:
         main = load_entry_point(spec)
         bus = Bus(bus_name, kind="worker", name=name)
-        bus.on_broken(_exit_after_grace)
+        bus.on_broken(end_after_grace)
         main(bus)
         bus.publish_registrations()
     except BusBroken:
@@ -106,22 +100,9 @@ def _report_not_started(bus_name: str, name: str, text: str) -> int:
     return EXIT_NOT_STARTED
 
 
-def _exit_after_grace() -> None:
-    # Ends the process even if the handler in hand never gives up the interpreter.
-    faulthandler.dump_traceback_later(GRACE_S, exit=True)
-
-
 def main() -> int:
     """Entry point of the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.enable()  # SIGABRT, from a supervisor that lost patience, dumps the stack
-    configuration = json.load(sys.stdin)
-    logging.basicConfig(
-        level=configuration["log_level"],
-        format=f"%(asctime)s %(levelname)s [{configuration['name']}] %(message)s",
-    )
-    return run_worker(configuration)
+    return run_worker(begin())
 
 
 if __name__ == "__main__":

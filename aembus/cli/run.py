@@ -18,7 +18,7 @@ from aembus.shm import layout, names
 
 if TYPE_CHECKING:
     from aembus.supervisor import ServiceSpec
-    from aembus.supervisor.core import Summary
+    from aembus.supervisor.summary import Summary
 
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 STOP_TIMEOUT_S: Final = 2.0

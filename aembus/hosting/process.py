@@ -11,11 +11,8 @@ Ends when it is told to stop, after flushing, and when the supervisor is gone.
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import functools
-import json
 import logging
-import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -29,11 +26,10 @@ from aembus.hosting.outgoing import Parked
 from aembus.hosting.versions import Change, Known
 from aembus.membership import Membership
 from aembus.services.base import SLOT_SHIFT
+from aembus.supervised import EXIT_BROKEN, EXIT_NOT_STARTED, begin, end_after_grace
 
 log = logging.getLogger("aembus")
 
-EXIT_BROKEN: Final = 1
-EXIT_NOT_STARTED: Final = 3
 INCARNATION_SHIFT: Final = 24  # of a process's sources: no other one's, before or beside it
 
 
@@ -123,6 +119,7 @@ class HostProcess:
         self._loop.call_soon_threadsafe(self._take_order, frame)
 
     def _on_broken(self, membership: Membership) -> None:
+        end_after_grace()  # a service may block the loop
         membership.broken = self._broken = True
         membership.refuse()
         self._loop.call_soon_threadsafe(self._ended.set)
@@ -254,14 +251,7 @@ def _report_not_started(configuration: dict[str, Any], text: str) -> None:
 
 def main() -> int:
     """Entry point of the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.enable()  # SIGABRT, from a supervisor that lost patience, dumps the stack
-    configuration = json.load(sys.stdin)
-    logging.basicConfig(
-        level=configuration["log_level"],
-        format=f"%(asctime)s %(levelname)s [{configuration['name']}] %(message)s",
-    )
+    configuration = begin()
     sys.path[:0] = [p for p in configuration["path"] if p not in sys.path]
     event_loop.raise_descriptor_limit()
     return event_loop.run(_host(configuration))

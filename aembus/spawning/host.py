@@ -9,10 +9,7 @@ Killed, it takes its children with it; its replacement finds their jobs in hand.
 from __future__ import annotations
 
 import asyncio
-import faulthandler
-import json
 import logging
-import signal
 import sys
 from collections.abc import Coroutine
 from typing import Any, Final
@@ -22,10 +19,9 @@ from aembus.errors import AembusError, BusBroken
 from aembus.event import Child, Event
 from aembus.spawning.launcher import Launcher, Wanted
 from aembus.spawning.succession import succeed
+from aembus.supervised import EXIT_BROKEN, begin, end_after_grace
 
 KIND: Final = "spawn"
-GRACE_S: Final = 5.0  # how long ending may take after the supervisor's death
-EXIT_BROKEN: Final = 1
 
 log = logging.getLogger("aembus")
 
@@ -114,7 +110,7 @@ async def run_host(configuration: dict[str, Any]) -> int:
         bus = Bus(configuration["bus"], kind=KIND, name=configuration["name"])
     except BusBroken:
         return EXIT_BROKEN
-    bus.on_broken(_exit_after_grace)
+    bus.on_broken(end_after_grace)
     try:
         inherited = await succeed(bus._membership.inbox_path)
         await SpawnHost(bus, inherited).run()
@@ -126,21 +122,9 @@ async def run_host(configuration: dict[str, Any]) -> int:
     return 0
 
 
-def _exit_after_grace() -> None:
-    faulthandler.dump_traceback_later(GRACE_S, exit=True)
-
-
 def main() -> int:
     """Entry point of the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.enable()
-    configuration = json.load(sys.stdin)
-    logging.basicConfig(
-        level=configuration["log_level"],
-        format=f"%(asctime)s %(levelname)s [{configuration['name']}] %(message)s",
-    )
-    return asyncio.run(run_host(configuration))
+    return asyncio.run(run_host(begin()))
 
 
 if __name__ == "__main__":

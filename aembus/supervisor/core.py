@@ -13,7 +13,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +54,7 @@ from aembus.supervisor.restarts import GiveUp, Restart
 from aembus.supervisor.service_hosts import ServiceHosts
 from aembus.supervisor.services import Services
 from aembus.supervisor.spawn_host import SpawnHost
+from aembus.supervisor.summary import Summary, summarise
 from aembus.supervisor.watchdog import Watchdog
 from aembus.supervisor.workers import Worker, Workers
 
@@ -65,21 +65,6 @@ HOST_MODULE: Final = "aembus.hosting.process"
 ABORT_S: Final = 0.4  # between SIGABRT (which dumps the stack) and SIGKILL
 HUNG_UP_S: Final = 1.0  # after that, the end of a connection without a death is told
 END_S: Final = 0.2  # for activations that run when the bus ends
-
-
-@dataclass(slots=True)
-class Summary:
-    """What a run of the bus came to.
-
-    counters: the workers' application counters, summed by name.
-    """
-
-    uptime_s: float
-    delivered: int
-    failed: int
-    dead_lettered: int
-    restarts: int
-    counters: dict[str, int] = field(default_factory=dict)
 
 
 class SupervisorProcess:
@@ -101,6 +86,7 @@ class SupervisorProcess:
         self._failure: AembusError | None = None
         self._ready = False
         self._dismissed = False  # the workers were told to stop
+        self._processes: list[Workers] = []  # in the order in which they are started
         directory = configuration.state_directory
         self._dead_letters = DeadLetters(
             Path(directory) if directory else default_directory(self._bus)
@@ -113,7 +99,7 @@ class SupervisorProcess:
         worker never came up.  Nothing of the bus is left in either case.
         """
         lanes.check()
-        outside.on_stop_signals(self.stop, lambda: self._workers.signal_all(signal.SIGKILL))
+        outside.on_stop_signals(self.stop, self._be_quick)
         lock = BusLock(self._bus)
         try:
             removed = sweep(self._bus)
@@ -198,7 +184,7 @@ class SupervisorProcess:
             reader.close()
 
     def _spawner(self, specs: Sequence[WorkerSpec], module: str) -> Workers:
-        return Workers(
+        processes = Workers(
             self._configuration,
             specs,
             module,
@@ -206,6 +192,8 @@ class SupervisorProcess:
             self._on_worker_death,
             self._on_worker_restart,
         )
+        self._processes.append(processes)
+        return processes
 
     async def _serve(self, hosting: Hosting, services: Services, descriptor: int) -> Summary:
         self._workers = self._spawner(self._configuration.workers, WORKER_MODULE)
@@ -428,6 +416,13 @@ class SupervisorProcess:
 
     # --- the end --------------------------------------------------------------------------------
 
+    def _be_quick(self) -> None:
+        # The workers; with none left, the service hosts, whose services have no more to flush then.
+        for processes in reversed(self._processes):
+            if processes.running():
+                processes.signal_all(signal.SIGKILL)
+                return
+
     async def _take_down(self, hosting: Hosting, services: Services, started: bool) -> Summary:
         self._stop_event.set()
         timeout_s = self._configuration.stop_timeout_s
@@ -456,7 +451,10 @@ class SupervisorProcess:
         for member in self._members:
             if member.kind != KIND_SUPERVISOR:
                 self._departures.empty_into_dead_letters(member, "the bus was stopped")
-        summary = self._summarise()
+        restarts = self._workers.restarts
+        uptime_s = time.monotonic() - self._started_at
+        letters = self._dead_letters.count
+        summary = summarise(uptime_s, self._members, self._inboxes, letters, restarts)
         self._inboxes.ring_all()
         if started:
             await self._control.close()
@@ -475,24 +473,6 @@ class SupervisorProcess:
             if not queued and hosting.idle() and self._hosts.idle():
                 return
             await asyncio.sleep(0.005)
-
-    def _summarise(self) -> Summary:
-        totals = self._inboxes.survey().totals
-        counters: dict[str, int] = {}
-        failed = 0
-        for member in self._members:
-            failed += self._inboxes.word(member.inbox_id, layout.FAILED)
-            for name, index in member.counters.items():
-                value = self._inboxes.word(member.inbox_id, layout.COUNTERS + 8 * index)
-                counters[name] = counters.get(name, 0) + value
-        return Summary(
-            uptime_s=time.monotonic() - self._started_at,
-            delivered=totals.delivered,
-            failed=failed,
-            dead_lettered=self._dead_letters.count,
-            restarts=self._workers.restarts,
-            counters=counters,
-        )
 
 
 async def run_supervisor(configuration: Configuration, on_ready: Callable[[], None]) -> Summary:

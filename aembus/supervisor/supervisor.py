@@ -20,7 +20,8 @@ from aembus.hosting import event_loop
 from aembus.hosting.versions import STOP_S_MAX
 from aembus.shm import layout
 from aembus.supervisor.configuration import Configuration, ServiceSpec, WorkerSpec
-from aembus.supervisor.core import Summary, run_supervisor
+from aembus.supervisor.core import run_supervisor
+from aembus.supervisor.summary import Summary
 
 log = logging.getLogger("aembus")
 

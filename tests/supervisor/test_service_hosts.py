@@ -4,6 +4,8 @@ import asyncio
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +17,9 @@ import pytest
 import aembus
 from aembus.cli.main import main
 from aembus.services.base import Caller, HandOver, Host, Service, call
+from aembus.supervisor.outside import AGAIN_S
 from tests.support.peer import peer_of
-from tests.support.running import adds_up, statistics, until
+from tests.support.running import adds_up, program, statistics, until
 
 pytestmark = pytest.mark.e2e
 
@@ -73,6 +76,18 @@ class Gated(Service):
     def _wait(self) -> None:
         while Path(os.environ["GATE"]).exists():
             time.sleep(0.01)
+
+
+class Endless(Service):
+    """Does not stop."""
+
+    name = "endless"
+    version = "1"
+
+    async def stop(self) -> None:
+        """See Service."""
+        print("told to stop", flush=True)
+        time.sleep(3600)  # noqa: ASYNC251  # nothing in its process can end that
 
 
 class Broken(Service):
@@ -278,3 +293,25 @@ def test_the_option(bus_name: str, capsys: pytest.CaptureFixture[str]) -> None:
             main(["run", "app:main", "--bus", bus_name, "--service", "timer", "--hosts", option])
         assert ended.value.code == 2
         assert says in capsys.readouterr().err
+
+
+STOPPED_BY_HAND = f"""
+import sys, aembus
+spec = aembus.ServiceSpec("{MODULE}:Endless", hosts=1)
+supervisor = aembus.Supervisor(
+    sys.argv[1], services=[spec], state_directory=sys.argv[2], stop_timeout_s=1000
+)
+supervisor.run(lambda: print("ready", flush=True))
+"""
+
+
+def test_a_second_signal_ends_a_host_that_does_not_stop(bus_name: str, tmp_path: Path) -> None:
+    """Whoever tells the supervisor twice does not wait for a service's end."""
+    command = [sys.executable, "-c", STOPPED_BY_HAND, bus_name, os.fspath(tmp_path)]
+    with program(command) as running:
+        running.read_until("ready")
+        running.process.terminate()
+        running.read_until("told to stop")
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.process.wait(1.5 * AGAIN_S)  # sooner it would be the same signal
+        assert running.end() == 0
