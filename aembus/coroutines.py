@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from aembus.callchain import Chain
 from aembus.errors import AembusError, RegistrationError
@@ -32,20 +32,32 @@ class Begun(NamedTuple):
     chain: Chain
 
 
+class Loop(Protocol):
+    """An event loop, as far as it matters here."""
+
+    def is_closed(self) -> bool:
+        """Say whether it was closed."""
+
+
 class Coroutines:
     """The handlers of one bus object that are ``async def``.
 
     start: takes what one of them has begun; set by who serves the bus.
-    served: whether an event loop does.
+    loop: the event loop in which that one does.
     on_end: called when it does no more.
     own_serving: what subscriptions have begun, since nobody else serves (`aembus.subscription`).
     """
 
     def __init__(self) -> None:
         self.start: Callable[[Begun], None] | None = None
-        self.served = False
+        self.loop: Loop | None = None
         self.on_end: set[Callable[[], None]] = set()
         self.own_serving: Any = None
+
+    @property
+    def served(self) -> bool:
+        """Whether an event loop serves the bus; one that was closed meanwhile does no more."""
+        return self.loop is not None and not self.loop.is_closed()
 
     def handler(self, function: Handler) -> Handler:
         """Return what the event_struct calls for `function`: itself, if it is a plain one."""

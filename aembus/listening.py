@@ -56,8 +56,8 @@ class LoopListener:
 
     @property
     def is_used(self) -> bool:
-        """Whether anybody serves or awaits."""
-        return self._users > 0
+        """Whether anybody serves or awaits; in a loop that is closed nobody does."""
+        return self._users > 0 and not self.loop.is_closed()
 
     def __enter__(self) -> Self:
         """Listen for one user more."""
@@ -85,7 +85,8 @@ class LoopListener:
             self._timer = None
         if self.listens:
             self.listens = False
-            self.loop.remove_reader(self._bell.descriptor)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self.loop.remove_reader(self._bell.descriptor)
             self._inbox.listen(None)
 
     def close(self) -> None:
@@ -93,7 +94,7 @@ class LoopListener:
 
         From another thread it takes effect when the loop comes to it.
         """
-        if threading.get_ident() != self.thread:
+        if threading.get_ident() != self.thread and not self.loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self.loop.call_soon_threadsafe(self.close)
             return
@@ -207,4 +208,5 @@ class LoopListener:
 
 def _wake(future: asyncio.Future[None]) -> None:
     if not future.done():
-        future.set_result(None)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            future.set_result(None)

@@ -200,6 +200,8 @@ class Membership:
                     "another event loop serves this bus or awaits something of it; use one loop "
                     f"for one bus object, bus={self._bus!r}"
                 )
+            if awaiting is not None:
+                awaiting.listener.close()  # its loop may have been closed in the middle of it
             listener = LoopListener(self.sender, self.inbox, self.calls, self.take_pipe_bell())
             awaiting = self._awaiting = Awaiting(self.sender, self.calls, listener)
         return awaiting

@@ -56,22 +56,25 @@ class Server:
 
     async def serve(self) -> None:
         """Deliver until the runner is stopped, or this is cancelled."""
-        self._coroutines.start, self._coroutines.served = self._start, True
+        loop = self._listener.loop
+        self._coroutines.start, self._coroutines.loop = self._start, loop
         self._cancelled_before = _times_cancelled()
+        self._runner.go_on()  # a loop that was closed in the middle of it has left it paused
         with self._listener as listener:
             listener.delivers = True
             try:
                 await self._serve(listener)
                 await self._until_all_have_ended()
             finally:
-                await self._cancel()
-                self._coroutines.start, self._coroutines.served = None, False
-                for told in tuple(self._coroutines.on_end):
-                    told()
-                listener.delivers = False
-                self._inbox.answer_bell()
-                self._runner.go_on()
-                listener.look()
+                if not loop.is_closed():  # else nothing can be awaited, and the bus may be closed
+                    await self._cancel()
+                    self._coroutines.start, self._coroutines.loop = None, None
+                    for told in tuple(self._coroutines.on_end):
+                        told()
+                    listener.delivers = False
+                    self._inbox.answer_bell()
+                    self._runner.go_on()
+                    listener.look()
 
     async def _serve(self, listener: LoopListener) -> None:
         runner = self._runner
@@ -160,7 +163,8 @@ class Server:
                 complete()
         finally:
             work.ended = True
-            awaited.reset(token)
+            with contextlib.suppress(ValueError):  # it is let go of elsewhere: its loop was closed
+                awaited.reset(token)
 
     def _is_cancelled(self) -> bool:
         if self._concurrency > 1:  # each in a task of its own, which nobody else cancels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -120,3 +121,68 @@ def test_nobody_waits_for_what_a_handler_has_left_running(bus: str) -> None:
 
     asyncio.run(main())
     assert answers == ["asked", "back"]
+
+
+async def begin(member: aembus.Bus, concurrency: int) -> asyncio.Task[None]:
+    """Begin to serve, until a handler is awaited, and return."""
+    begun = asyncio.Event()
+
+    async def endless(event: aembus.Event) -> None:
+        begun.set()
+        await asyncio.sleep(LIMIT_S)
+
+    member.register("endless", endless)
+    member.publish_registrations()
+    task = asyncio.create_task(member.serve(concurrency=concurrency))
+    member.activate("endless")
+    await begun.wait()
+    return task
+
+
+def close_in_the_middle(member: aembus.Bus, concurrency: int) -> asyncio.Task[None]:
+    """Serve in a loop and close that, as programs do that do not use `asyncio.run`."""
+    loop = asyncio.new_event_loop()
+    task = loop.run_until_complete(begin(member, concurrency))
+    loop.set_exception_handler(lambda loop, context: None)  # it tells of the task, rightly
+    loop.close()
+    return task
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_a_loop_that_was_closed_serves_no_more(bus: str, concurrency: int) -> None:
+    """The bus can be closed, and goes; what is left of the task does no harm then."""
+    member = aembus.connect(bus, name="served")
+    task = close_in_the_middle(member, concurrency)
+    member.close()
+    assert "served" not in [m["name"] for m in statistics(bus)["members"]]
+    del task
+    gc.collect()
+    with pytest.raises(aembus.BusClosed):
+        member.activate("endless")
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_another_loop_may_serve_when_one_was_closed(bus: str, concurrency: int) -> None:
+    """Also when what is left of the first one's task goes later."""
+    seen: list[int] = []
+
+    async def again(member: aembus.Bus) -> None:
+        async with served(member) as task:
+            for number in range(10):
+                member.activate("numbers", number)
+                if number == 5:
+                    left.clear()
+                    gc.collect()
+                await asyncio.sleep(0)
+            await asyncio.wait([task], timeout=LIMIT_S)
+
+    def collect(event: aembus.Event, number: int) -> None:
+        seen.append(number)
+        if number == 9:
+            member.stop()
+
+    with aembus.connect(bus) as member:
+        member.register("numbers", collect)
+        left = [close_in_the_middle(member, concurrency)]
+        asyncio.run(again(member))
+        assert seen == list(range(10))
