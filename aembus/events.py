@@ -249,13 +249,13 @@ class EventStruct:
         self._held.hold(record, event)
         self._show_unfinished()
 
-    def complete(self, record: Record, failed: BaseException | None, result: Any = None) -> None:
+    def complete(
+        self, record: Record, attempt: int, failed: BaseException | None, result: Any = None
+    ) -> None:
         """See Job.done and Job.fail; or take what an awaited handler has raised."""
-        if record.kind == layout.KIND_CALL:
-            answer = functools.partial(self._answer, record, result)
-            self._held.complete(record, failed, answer)
-        else:
-            self._held.complete(record, failed)
+        is_call = record.kind == layout.KIND_CALL
+        answer = functools.partial(self._answer, record, result) if is_call else None
+        self._held.complete(record, attempt, failed, answer)
 
     def _answer(self, record: Record, result: Any, event: Event) -> bool:
         return self._answers.result(record.header, result, event.name)

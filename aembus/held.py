@@ -17,7 +17,8 @@ from aembus.shm.lanes import LaneConsumer, Record
 
 E = TypeVar("E")
 
-_Key = tuple[LaneConsumer, int]  # where a record begins: never used again in its lane
+# Where a record begins, which is never used again in its lane, and which attempt at it that is.
+_Key = tuple[LaneConsumer, int, int]
 
 
 class Completed(NamedTuple, Generic[E]):
@@ -62,32 +63,42 @@ class HeldJobs(Generic[E]):
     def complete(
         self,
         record: Record,
+        attempt: int,
         failed: BaseException | None,
         answer: Callable[[E], bool] | None = None,
     ) -> None:
         """Take what a held job came to; see Job.done and Job.fail.
 
         Args:
+            attempt: of which it came to that: one that has failed says nothing about the next.
             answer: called before the job is done, so that a kill in between fails a call; returns
                 False if it could not be sent any more.
         """
         self._check()
-        held = self._held.pop(_key(record), None)  # one step: of several threads one gets it
+        key = record.lane, record.begin, attempt
+        held = self._held.pop(key, None)  # one step: of several threads one gets it
         if held is None:
             raise JobNotInHand(
                 "the job was completed before, or its handler did not hold it (job.hold()), "
                 f"origin={record.origin_slot}, sequence={record.sequence}"
             )
         record, event = held
-        if failed is None:
-            if answer is not None and not answer(event):
-                raise BusBroken("the supervisor is gone, so the job stays in hand")
-            try:
-                record.lane.mark_done(record)
-            except ValueError as error:  # another thread is closing the bus
-                raise BusClosed("the bus was closed before the job was completed") from error
+        try:
+            if failed is None:
+                self._mark_done(record, event, answer)
+        except BaseException:  # Ctrl-C, too: the job is in hand still, and may be completed
+            self._held[key] = held
+            raise
         self.completed.append(Completed(record, event, failed))
         self._wake()
+
+    def _mark_done(self, record: Record, event: E, answer: Callable[[E], bool] | None) -> None:
+        if answer is not None and not answer(event):
+            raise BusBroken("the supervisor is gone, so the job stays in hand")
+        try:
+            record.lane.mark_done(record)
+        except ValueError as error:  # another thread is closing the bus
+            raise BusClosed("the bus was closed before the job was completed") from error
 
     # --- what the delivery asks -------------------------------------------------------------------
 
@@ -105,4 +116,4 @@ class HeldJobs(Generic[E]):
 
 
 def _key(record: Record) -> _Key:
-    return record.lane, record.begin
+    return record.lane, record.begin, record.attempts

@@ -23,7 +23,9 @@ class Keeper(Protocol):
     def hold(self, record: Record, event: Any) -> None:
         """See Job.hold."""
 
-    def complete(self, record: Record, failed: BaseException | None, result: Any = None) -> None:
+    def complete(
+        self, record: Record, attempt: int, failed: BaseException | None, result: Any = None
+    ) -> None:
         """See Job.done and Job.fail."""
 
 
@@ -91,10 +93,10 @@ class Job:
         caller does not wait any more.  When it has returned, the job comes to nobody again, whoever
         dies.  Its room is given back when the bus runs next.
 
-        Raises: JobNotInHand if it was completed before or never held, BusClosed, BusBroken,
-        ForkedBusError; nothing has changed then.
+        Raises: JobNotInHand if it was completed before, or never held, or if this attempt at it has
+        failed before; BusClosed, BusBroken, ForkedBusError; nothing has changed then.
         """
-        self._keeper.complete(self._record, None, result)
+        self._keeper.complete(self._record, self.attempt, None, result)
 
     def fail(self, reason: str) -> None:
         """Complete a held job as if its handler had raised; from any thread of its process.
@@ -104,11 +106,11 @@ class Job:
 
         Raises: as `done` does.
         """
-        self._keeper.complete(self._record, JobFailed(reason))
+        self._keeper.complete(self._record, self.attempt, JobFailed(reason))
 
     def raised(self, error: BaseException) -> None:
         """Complete a held job with what its handler raised (for who awaits the handler)."""
-        self._keeper.complete(self._record, error)
+        self._keeper.complete(self._record, self.attempt, error)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

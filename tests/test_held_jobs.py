@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,6 +196,50 @@ def test_a_held_job_may_fail(bus: str, tmp_path: Path) -> None:
         assert (letter["reason"], letter["attempts"]) == ("failed: the peer is busy", 2)
         assert holder.event.statistics() == aembus.EventStatistics(delivered=0, failed=2)
         assert adds_up(statistics(bus)["totals"])
+
+
+def test_an_attempt_that_failed_says_nothing_about_the_next(bus: str, tmp_path: Path) -> None:
+    """Who completes it late, when the job is held again, is told, and that attempt goes on."""
+    with aembus.connect(bus) as receiver, aembus.connect(bus) as sender:
+        holder = Holder(receiver, retries=1, backoff=0.0)
+        sender.activate("hold")
+        receiver.poll(1.0)
+        holder.jobs[0].fail("the peer does not answer")
+        until("held again", lambda: receiver.poll(1.0) * 0 or len(holder.jobs) == 2)
+        first, second = holder.jobs
+        with pytest.raises(aembus.JobNotInHand, match="sequence="):
+            first.done()
+        with pytest.raises(aembus.JobNotInHand, match="sequence="):
+            first.fail("late")
+        second.fail("the peer is gone")
+        until("dead", lambda: receiver.poll(1.0) * 0 or list(DeadLetters(tmp_path).read()))
+        (letter,) = DeadLetters(tmp_path).read()
+        assert letter["reason"] == "failed: the peer is gone"
+
+
+class Interrupted(dict[str, int]):
+    """A result at which Ctrl-C comes while it is encoded."""
+
+    def items(self) -> Any:
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+
+def test_completing_that_was_interrupted_may_be_repeated(bus: str) -> None:
+    """Ctrl-C in the middle of `done` leaves the job held, and not out of everybody's hands."""
+    with aembus.connect(bus) as receiver, aembus.connect(bus) as sender:
+        holder = Holder(receiver)
+        answers: list[object] = []
+        caller = threading.Thread(target=lambda: answers.append(sender.point("hold").call()))
+        caller.start()
+        until("held", lambda: receiver.poll(1.0) * 0 or holder.jobs)
+        with pytest.raises(KeyboardInterrupt):
+            holder.jobs[0].done(Interrupted(a=1))
+        holder.jobs[0].done("after all")
+        caller.join()
+        assert answers == ["after all"]
+        assert receiver.poll(1.0) == 1
+        assert holder.figures() == (0, 0, 1)
 
 
 def test_a_handler_that_holds_and_raises(bus: str, tmp_path: Path) -> None:

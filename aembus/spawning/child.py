@@ -85,7 +85,9 @@ class Member:
             f"held, event={event!r}"
         )
 
-    def complete(self, record: Any, failed: BaseException | None, result: Any = None) -> NoReturn:
+    def complete(
+        self, record: Any, attempt: int, failed: BaseException | None, result: Any = None
+    ) -> NoReturn:
         """Refuse: see JobNotInHand's text."""
         raise JobNotInHand(
             "the job of an event with spawn=True is done when its handler returns, and fails when "
