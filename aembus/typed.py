@@ -25,7 +25,8 @@ _ATOMS: Final = frozenset(
         *(dt.datetime, dt.date, dt.time, dt.timedelta),
     )
 )
-_MANY: Final = (list, set, frozenset)
+_SETS: Final = (set, frozenset)
+_MANY: Final = (list, *_SETS)
 
 
 class _Wrong(Exception):
@@ -129,7 +130,8 @@ class Shape(Generic[_T]):
             except _Unknown as unknown:
                 raise TypeError(
                     "a typed point cannot check this annotation; use plain types, dates, Enum, "
-                    "dataclasses, and lists, tuples, sets, dicts or unions of them, "
+                    "dataclasses, and lists, tuples, sets, dicts or unions of them, but in sets "
+                    "and as keys of dicts nothing that travels as a list, set or map, "
                     f"point={self.point!r}, class={_name(cls)}, field={field.name!r}, "
                     f"annotation={unknown.args[0]!r}"
                 ) from None
@@ -147,6 +149,8 @@ class Shape(Generic[_T]):
             return _atom(lambda value: _is_atom(value, hint), _name(hint))
         if hint in (*_MANY, dict, tuple):
             return _atom(lambda value: isinstance(value, hint), _name(hint), hint)
+        if (origin in _SETS or origin is dict) and not _is_hashable(arguments[0]):
+            raise _Unknown(hint)
         if origin in _MANY:
             return _many(origin, self._ways_of(arguments[0]))
         if origin is tuple:
@@ -189,17 +193,25 @@ class Shape(Generic[_T]):
             return _many(tuple, self._ways_of(arguments[0]))
         ways = [self._ways_of(argument) for argument in arguments]
 
-        def convert(which: int, value: Any, made: type) -> Any:
+        def convert(which: int, value: Any) -> Any:
             if not isinstance(value, (list, tuple)) or len(value) != len(ways):
                 raise _Wrong(_name(hint), _described(value))
             pairs = enumerate(zip(ways, value, strict=True))
-            return made(_at(f"[{i}]", way[which], item) for i, (way, item) in pairs)
+            return tuple(_at(f"[{i}]", way[which], item) for i, (way, item) in pairs)
 
-        return _Ways(lambda value: convert(0, value, list), lambda value: convert(1, value, tuple))
+        return _Ways(lambda value: convert(0, value), lambda value: convert(1, value))
 
 
 class _Unknown(Exception):
     """An annotation that cannot be checked."""
+
+
+def _is_hashable(hint: Any) -> bool:
+    # As it travels: a dataclass is a map then, and a tuple is one still in a set, or as a key.
+    kind = typing.get_origin(hint) or hint
+    if kind in (list, set, dict) or dataclasses.is_dataclass(kind):
+        return False
+    return kind is typing.Literal or all(map(_is_hashable, typing.get_args(hint)))
 
 
 def _at(place: str, convert: Callable[[Any], Any], value: Any) -> Any:
@@ -242,8 +254,7 @@ def _many(made: Any, way: _Ways) -> _Ways:
     def send(value: Any) -> Any:
         if not isinstance(value, made):
             raise _Wrong(made.__name__, _described(value))
-        items = [_at(f"[{i}]", way.send, item) for i, item in enumerate(value)]
-        return items if made in (list, tuple) else made(items)
+        return made(_at(f"[{i}]", way.send, item) for i, item in enumerate(value))
 
     def receive(value: Any) -> Any:
         if not isinstance(value, arrives):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -187,6 +187,40 @@ def test_what_cannot_be_checked_is_refused_when_the_point_is_made() -> None:
         Shape("p", Either)
     with pytest.raises(TypeError, match="takes a dataclass"):
         Shape("p", int)
+
+
+@dataclass
+class Table:
+    seats: set[tuple[int, tuple[str, ...]]]
+    prices: dict[tuple[int, Media | None], list[int]]
+    both: frozenset[frozenset[int] | str]
+
+
+def test_tuples_in_sets_and_as_keys_arrive_as_what_they_were(bus: str) -> None:
+    """As they may be there in Python."""
+    table = Table(
+        {(1, ("a", "b")), (2, ())}, {(1, Media.VIDEO): [1], (2, None): []}, frozenset({"x"})
+    )
+    arrived: list[Table] = []
+    with aembus.connect(bus) as member:
+        point = member.point("table", Table)
+        member.register(point, lambda event, data: arrived.append(data))
+        point.activate(table)
+        assert member.poll(5.0) == 1
+    assert arrived == [table]
+
+
+@dataclass(frozen=True)
+class Seat:
+    number: int
+
+
+@pytest.mark.parametrize("hint", [set[Seat], dict[Seat, int], frozenset[tuple[Seat | None, int]]])
+def test_what_travels_as_a_map_is_refused_where_it_must_be_hashed(hint: Any) -> None:
+    """When the point is made, by a text that names the field."""
+    cls = make_dataclass("Room", [("seats", hint)])
+    with pytest.raises(TypeError, match=r"as keys of dicts nothing that .*field='seats'"):
+        Shape("p", cls)
 
 
 def test_a_field_with_a_default_may_be_added_on_one_side() -> None:
