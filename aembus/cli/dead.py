@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from aembus.cli import buses
-from aembus.cli.text import count, duration, size, table
+from aembus.cli.text import count, duration, printable, size, table, to_json
 from aembus.cli.usage import Commands, WrongUsage, add_command, add_json, bus_name
 from aembus.errors import AembusError
 
@@ -137,8 +136,8 @@ def _show(box: DeadLetterBox, letters: list[dict[str, Any]], arguments: argparse
         kept_at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter["kept_at"]))
         lines = [(key, value) for key, value in {**letter, "kept_at": kept_at}.items()]
         width = max(len(key) for key, _ in lines)
-        print("\n".join(f"{key.ljust(width)}  {value}" for key, value in lines))
-        print(f"\n{detail.rstrip()}\n" if detail else "")
+        print("\n".join(f"{key.ljust(width)}  {printable(str(value))}" for key, value in lines))
+        print("", *map(printable, detail.splitlines()), *([""] if detail else []), sep="\n")
     return 0
 
 
@@ -199,7 +198,7 @@ class _Progress:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=repr))  # data may hold bytes
+    print(to_json(value, indent=2))  # data may hold bytes, and keys that JSON has not got
 
 
 def _without_detail(letter: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from aembus.cli import buses
 from aembus.cli.text import count
 from aembus.cli.usage import Commands, add_command, add_json, bus_name
 from aembus.errors import ControlError
+from aembus.shm import layout
 
 STEP_S_DEFAULT: Final = 10.0
 STEP_S_MAX: Final = 25.0  # as the supervisor has it
@@ -87,9 +88,11 @@ def _add_common(parser: argparse.ArgumentParser, timeout_of: str) -> None:
 
 def _wanted(text: str) -> tuple[str, int]:
     kind, equals, number = text.partition("=")
-    if not kind or not equals or not number.isdecimal() or int(number) == 0:
+    known = kind and equals and number.isdecimal()
+    if not known or not 1 <= int(number) < layout.SLOTS_MAX:
         raise argparse.ArgumentTypeError(
-            f"want KIND=COUNT, for instance workers=4, one at least, got={text!r}"
+            f"want KIND=COUNT, for instance workers=4, COUNT from 1 to {layout.SLOTS_MAX - 1}, "
+            f"got={text!r}"
         )
     return kind, int(number)
 

@@ -18,15 +18,16 @@ from aembus.cli.text import (
     named_counts,
     narrow_table,
     table,
-    terminal_size,
+    terminal_columns,
     wrap,
 )
 from aembus.cli.usage import Commands, add_command, add_json, bus_name
-from aembus.errors import BusBroken, BusNotFound, ControlError
+from aembus.errors import BusBroken, BusNotFound, ControlError, VersionMismatch
 from aembus.routing import STATE_DEGRADED
 from aembus.service_box import LoadedService
 
 STARTING: Final = "starting or stopping"
+OTHER_RELEASE: Final = "runs with another release of aembus"
 DEAD_TEXT: Final = "dead, run: aembus clean"
 
 _LS_EXAMPLES = """
@@ -124,6 +125,8 @@ def _entry(bus: buses.FoundBus) -> dict[str, Any]:
             found = buses.statistics(bus.name)
         except (BusNotFound, BusBroken, ControlError):
             entry["state"] = STARTING
+        except VersionMismatch:
+            entry["state"] = OTHER_RELEASE
         else:
             entry["members"] = Counter(member["kind"] for member in found["members"])
             entry["degraded"] = sum(m["state"] == STATE_DEGRADED for m in found["members"])
@@ -156,9 +159,10 @@ def _state_text(entry: dict[str, Any]) -> str:
 def show_statistics(arguments: argparse.Namespace) -> int:
     """Print the statistics of a bus."""
     found = buses.statistics(buses.the_one_running(arguments.bus))
-    size = terminal_size()
-    columns = size and size.columns
-    print(json.dumps(found, indent=2) if arguments.json else statistics_text(found, columns))
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print(statistics_text(found, terminal_columns()))
     return 0
 
 

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Wrong usage ends in SystemExit(2), as argparse does it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _stand_in_for_closed()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # a terminal need not know all letters
     code = 0
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:  # whoever read our output has seen enough
         _forget_output()
-        return 0
+        return code
     except OSError as error:  # of that flush: the disk is full
         _forget_output()
         if code != EXIT_FAILED:  # else it is said
@@ -75,6 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _stand_in_for_closed() -> None:
+    # As in `aembus ls >&-`: else sockets and files would get these numbers, and print() nothing.
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest one: this one
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))
 
 
 def _forget_output() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aembus.cli import buses
 from aembus.cli.look import SERVICE_COLUMNS, services_table
-from aembus.cli.text import count, duration, named_counts, terminal_size
+from aembus.cli.text import count, duration, named_counts, terminal_columns
 from aembus.cli.usage import Commands, add_command, add_json, bus_name
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ def _list(box: ServiceBox, arguments: argparse.Namespace) -> int:
             "loaded for": lambda service: duration(max(now - service.loaded_at, 0)),
             "code": lambda service: service.code,
         }
-        size = terminal_size()
-        print(services_table(services, shown, size and size.columns))
+        print(services_table(services, shown, terminal_columns()))
     return 0
 
 

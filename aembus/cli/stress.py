@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import random
 import signal
@@ -16,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from aembus.cli.text import count, duration, size, table
-from aembus.cli.usage import Commands, WrongUsage, add_command, bus_name
+from aembus.cli.usage import Commands, WrongUsage, add_command, bus_name, positive_s
 from aembus.shm import layout
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=positive_s,
         default=10.0,
         metavar="S",
         help="how long to send (default: %(default)g)",
@@ -80,7 +79,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--kill-every",
-        type=_seconds,
+        type=positive_s,
         metavar="S",
         help="kill a random worker or producer about every S seconds, with SIGKILL",
     )
@@ -121,8 +120,11 @@ def execute(arguments: argparse.Namespace) -> int:
     finally:
         line.end()
     to_stdout = arguments.json == STDOUT
-    print(summary(report), file=sys.stderr if to_stdout else sys.stdout, flush=True)
-    _write_outputs(arguments, report)
+    try:
+        _write_outputs(arguments, report)
+    finally:
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it: the exit code stays
+            print(summary(report), file=sys.stderr if to_stdout else sys.stdout, flush=True)
     if report.failures:
         return 1
     return EXIT_INTERRUPTED if report.interrupted else 0
@@ -257,13 +259,3 @@ def _bytes(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"want a number of bytes, 0 or more, got={text!r}")
     return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"want a number of seconds above 0, got={text!r}")
-    return seconds

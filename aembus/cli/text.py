@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 GAP: Final = "  "
 # Of members' counts, what a narrow terminal need not show where all are 0.
@@ -18,7 +20,7 @@ _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return an aligned table; a column of nothing but numbers is aligned to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     right = [
         bool(rows) and all(isinstance(cell, int) for cell in column)
@@ -57,6 +59,38 @@ def narrow_table(
 def terminal_size() -> os.terminal_size | None:
     """Return columns and lines of the terminal that standard output is; None if it is none."""
     return shutil.get_terminal_size() if sys.stdout.isatty() else None
+
+
+def terminal_columns() -> int | None:
+    """Return how many columns the terminal has that standard output is; None if it is none."""
+    size = terminal_size()
+    return size.columns if size else None
+
+
+def printable(text: str) -> str:
+    """Return a text as one line that does nothing to a terminal: control characters escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON, whatever it is: what JSON has not got is written as Python does."""
+    return json.dumps(_json_value(value), indent=indent, default=repr)
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_json_key(key): _json_value(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value
+
+
+def _json_key(key: Any) -> Any:
+    return key if key is None or isinstance(key, str | int) else repr(key)
 
 
 def fits(text: str, columns: int | None) -> bool:

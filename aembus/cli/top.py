@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aembus.cli import buses
-from aembus.cli.text import MAY_MISS, cut, duration, narrow_table, terminal_size
+from aembus.cli.text import MAY_MISS, cut, duration, narrow_table, terminal_columns, terminal_size
 from aembus.cli.usage import Commands, add_command, add_json, bus_name, positive_int, positive_s
 
 INTERVAL_S: Final = 1.0
@@ -80,8 +80,7 @@ def execute(arguments: argparse.Namespace) -> int:
         else:
             if sys.stdout.isatty():
                 print(CLEAR, end="")
-            size = terminal_size()
-            print(cut(text(now, rows, size and size.columns), size), flush=True)
+            print(cut(text(now, rows, terminal_columns()), terminal_size()), flush=True)
         before = now
         left = None if left is None else left - 1
     return 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from typing import Any, Final
 
 from aembus.cli import buses
-from aembus.cli.text import count
+from aembus.cli.text import count, to_json
 from aembus.cli.usage import Commands, add_command, add_json, bus_name, positive_int
 
 POLL_S: Final = 0.5
@@ -48,42 +47,42 @@ def execute(arguments: argparse.Namespace) -> int:
     from aembus.connecting import connect
 
     shown = 0
+    seen: list[dict[str, Any]] = []
     name = buses.the_one_running(arguments.bus)
     points = sorted(point["name"] for point in buses.statistics(name)["points"])
-    if arguments.point not in points and not arguments.json:
+    if arguments.point not in points:
         some = f"{points[:POINTS_MAX]}{'...' if len(points) > POINTS_MAX else ''}"
         said = f"nobody is registered at {arguments.point!r} now, points={some}"
         print(f"aembus trace: {said}", file=sys.stderr, flush=True)
     with connect(name) as bus:
 
-        def show(event: Any, *data: Any) -> None:
-            nonlocal shown
-            if arguments.count is not None and shown >= arguments.count:
-                return
-            shown += 1
+        def see(event: Any, *data: Any) -> None:
+            # Not shown here: a handler that cannot print would only be logged, again and again.
             job = event.job
-            found = {
-                "at": time.time() - (time.monotonic_ns() - job.activated_ns) / 1e9,
-                "from": bus.name_of(job.origin[0]),
-                "key": job.key,
-                "data": data,
-            }
-            print(_json(found) if arguments.json else _line(found), flush=True)
+            seen.append(
+                {
+                    "at": time.time() - (time.monotonic_ns() - job.activated_ns) / 1e9,
+                    "from": bus.name_of(job.origin[0]),
+                    "key": job.key,
+                    "data": data,
+                }
+            )
 
-        bus.tap(arguments.point, show, name="aembus trace")
+        bus.tap(arguments.point, see, name="aembus trace")
         try:
             while arguments.count is None or shown < arguments.count:
-                bus.poll(POLL_S)
+                try:
+                    bus.poll(POLL_S)
+                finally:  # what had come is shown, also if the bus is gone
+                    left = None if arguments.count is None else arguments.count - shown
+                    for found in seen[:left]:
+                        print(to_json(found) if arguments.json else _line(found), flush=True)
+                        shown += 1
+                    seen.clear()
         finally:
-            dropped = bus.statistics().dropped
-            if not arguments.json:
-                said = f"{count(shown, 'job')} shown, {dropped} dropped"
-                print(f"aembus trace: {said}", file=sys.stderr)
+            said = f"{count(shown, 'job')} shown, {bus.statistics().dropped} dropped"
+            print(f"aembus trace: {said}", file=sys.stderr)
     return 0
-
-
-def _json(found: dict[str, Any]) -> str:
-    return json.dumps(found, default=repr)
 
 
 def _line(found: dict[str, Any]) -> str:

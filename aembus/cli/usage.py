@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from aembus.errors import OpenError
 from aembus.shm import names
+
+SECONDS_MAX: Final = 1e9  # some thirty years; for much more the system has no number
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -61,13 +63,15 @@ def bus_name(text: str) -> str:
 
 
 def positive_s(text: str) -> float:
-    """Return `text` as a number of seconds above 0 (for argparse)."""
+    """Return `text` as a number of seconds above 0, SECONDS_MAX at most (for argparse)."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"want a number of seconds above 0, got={text!r}")
+    if not 0 < seconds <= SECONDS_MAX:
+        raise argparse.ArgumentTypeError(
+            f"want a number of seconds above 0 and at most {SECONDS_MAX:.0f}, got={text!r}"
+        )
     return seconds
 
 

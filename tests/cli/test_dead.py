@@ -230,3 +230,27 @@ def test_a_bus_that_has_left_nothing(
     assert capsys.readouterr().out == (
         f"0 dead letters, and no such bus runs; there is no file {tmp_path}/dead-letters\n"
     )
+
+
+def test_whatever_the_bus_carries_is_shown(
+    bus: str, dead: Dead, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data that JSON has not got, and a reason of several lines, which stays on one."""
+    with aembus.connect(bus) as member:
+
+        @member.on("calls")
+        def calls(event: aembus.Event, data: Any) -> None:
+            assert event.job is not None
+            event.job.hold()
+            event.job.fail("one\ntwo\x1b[31m")
+
+        member.activate("calls", {("a", 1): b"b"})
+        member.poll()
+        member.poll()
+    code, (shown,) = dead("show", "--all")
+    assert (code, shown["data"]) == (0, [{"('a', 1)": "b'b'"}])
+    assert main(["dead", "list", "--bus", bus]) == 0
+    _, row, _ = capsys.readouterr().out.splitlines()
+    assert row.endswith(r"failed: one\ntwo\x1b[31m")
+    assert main(["dead", "show", "--all", "--bus", bus]) == 0
+    assert "\x1b" not in capsys.readouterr().out

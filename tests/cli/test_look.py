@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -259,3 +261,28 @@ def test_another_users_bus_is_not_called_dead(bus_name: str) -> None:
             os.seteuid(0)
     finally:
         lock.unlink()
+
+
+ANOTHER_RELEASE = """
+import sys, aembus, aembus.control
+aembus.control.PROTOCOL_VERSION += 1
+from aembus.supervisor import Supervisor
+Supervisor(sys.argv[1], state_directory=sys.argv[2]).run(lambda: print("up", flush=True))
+"""
+
+
+def test_ls_shows_a_bus_of_another_release_and_the_others(
+    busy_bus: str, bus_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be asked is told as what it is; it keeps nobody from seeing the others."""
+    command = [sys.executable, "-c", ANOTHER_RELEASE, bus_name, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "up\n"
+            assert main(["ls"]) == 0
+        finally:
+            other.terminate()
+    rows = {row.split()[0]: row for row in capsys.readouterr().out.splitlines()}
+    assert rows[bus_name].endswith("  runs with another release of aembus")
+    assert rows[busy_bus].endswith("  running")

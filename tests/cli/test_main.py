@@ -14,7 +14,11 @@ from aembus.cli.main import build_parser, main
 from aembus.errors import BusNotFound
 from tests.cli.support import AEMBUS, aembus, environment
 
-COMMANDS = ("run", "ls", "stats", "clean", "doctor")
+WORKER = public.WorkerSpec("calls", "tests.cli.application:main")
+COMMANDS = (
+    *("run", "ls", "stats", "top", "trace", "service", "dead", "upgrade", "scale", "stress"),
+    *("clean", "doctor"),
+)
 
 
 def exit_code_of(*words: str) -> object:
@@ -85,6 +89,8 @@ def test_the_version_is_said(tmp_path: Path) -> None:
         (["upgrade", "workers", "--timeout", "26"], "at most 25, got='26'"),
         (["scale", "workers"], "for instance workers=4"),
         (["scale", "workers=0"], "got='workers=0'"),
+        (["scale", "workers=99999999999999999999"], "COUNT from 1 to 4095"),
+        (["top", "--interval", "1e30"], "at most 1000000000, got='1e30'"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(
@@ -180,6 +186,47 @@ def test_a_reader_that_has_seen_enough_is_no_error(command: list[str], tmp_path:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_failure_stays_one_where_nobody_reads(tmp_path: Path) -> None:
+    """As with `aembus doctor | head -1`: the exit code is that of what was found."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [*AEMBUS, "doctor"], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True,
+            env={**environment(tmp_path), "AEMBUS_LANE": "none", "PYTHONUNBUFFERED": ""},
+            timeout=30, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("words", ["ls", "stats", "service list", "upgrade workers --json", "nix"])
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_error(
+    words: str, closed: str, bus_name: str, tmp_path: Path
+) -> None:
+    """What is closed is not written to, and nothing else changes: neither code nor other stream."""
+    bus = "" if words in ("ls", "nix") else f" --bus {bus_name}"
+    with public.Supervisor(bus_name, state_directory=tmp_path, workers=[WORKER]):
+        open_, shut = (
+            subprocess.run(
+                f"{' '.join(AEMBUS)} {words}{bus} {how}",
+                shell=True,
+                text=True,
+                check=False,
+                capture_output=True,
+                cwd=tmp_path,
+                env=environment(tmp_path),
+                timeout=30,
+            )
+            for how in ("", closed)
+        )
+    assert shut.returncode == open_.returncode == (2 if words == "nix" else 0)
+    assert bool(shut.stdout) == (bool(open_.stdout) and closed == "2>&-")
+    assert bool(shut.stderr) == (bool(open_.stderr) and closed == ">&-")
 
 
 def test_help_needs_neither_asyncio_nor_psutil(tmp_path: Path) -> None:

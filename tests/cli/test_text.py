@@ -4,7 +4,18 @@ import os
 
 import pytest
 
-from aembus.cli.text import count, cut, duration, fits, named_counts, size, table, wrap
+from aembus.cli.text import (
+    count,
+    cut,
+    duration,
+    fits,
+    named_counts,
+    printable,
+    size,
+    table,
+    to_json,
+    wrap,
+)
 
 
 def test_a_table_is_aligned_numbers_to_the_right() -> None:
@@ -20,6 +31,21 @@ def test_a_table_is_aligned_numbers_to_the_right() -> None:
 def test_a_table_without_rows_is_its_header() -> None:
     """Nothing to show is no error."""
     assert table(("slot", "kind"), []) == "slot  kind"
+
+
+def test_no_text_breaks_a_table_or_does_anything_to_a_terminal() -> None:
+    """Control characters are escaped; letters of any language stay."""
+    assert printable("né \u4e2d") == "né \u4e2d"
+    lines = table(("why",), [("one\ntwo\x1b[31m\udcff",)]).splitlines()
+    assert lines == ["why", "one\\ntwo\\x1b[31m\\udcff"]
+
+
+def test_whatever_there_is_becomes_json() -> None:
+    """What JSON has is as it is, inside of lists and maps too; the rest as Python writes it."""
+    value = {"a": [1, None, (True, "x")], 2: {(1, 2): b"b"}, "f": [float("nan"), 0.5]}
+    assert to_json(value) == (
+        '{"a": [1, null, [true, "x"]], "2": {"(1, 2)": "b\'b\'"}, "f": ["nan", 0.5]}'
+    )
 
 
 @pytest.mark.parametrize(

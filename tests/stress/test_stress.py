@@ -119,6 +119,25 @@ def test_a_run_accounts_for_every_job(bus_name: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [f"{bus_name}.json"]
 
 
+def test_a_run_that_fails_says_so_where_nobody_reads(bus_name: str, tmp_path: Path) -> None:
+    """With its table's reader gone, the figures are written, and the exit code is the run's."""
+    figures = tmp_path / "figures.json"
+    options = ["--seconds", "0.3", "--producers", "1", "--workers", "1"]
+    command = [sys.executable, "-c", REPLACED, "tests.stress.saboteurs:lost", ""]
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(
+            [*command, "--bus", bus_name, "--json", figures, *options], stdout=writing, cwd=ROOT,
+            stderr=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    assert json.loads(figures.read_text())["failures"] == ["1 lost"]
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False)
+
+
 def test_workers_that_do_wrong_are_found_out(bus_name: str, tmp_path: Path) -> None:
     """Each wrong, done to one job, is counted as what it is and as nothing else; exit code 1."""
     options = ("--producers", 1, "--workers", 1, "--seconds", 0.3)
