@@ -238,6 +238,11 @@ class Runner:
         """Whether nothing more is to be delivered: the bus was stopped, or is gone."""
         return self._stopping
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether somebody runs this member now: delivers, or waits for what is to be delivered."""
+        return self._running.locked()
+
     def due_in_s(self) -> float:
         """Return in how many seconds something is due, without a post: infinity if nothing is."""
         return self._event_struct.due_in_s()

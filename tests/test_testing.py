@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 import aembus
+from aembus.services.base import Caller, Service, call
 from aembus.testing import DeadJob, InProcessBus, Sequencer
 
 
@@ -190,6 +191,161 @@ def test_typed_points_async_handlers_and_refusals(bus: InProcessBus) -> None:
     with pytest.raises(aembus.CallFailed, match="no such order"):
         client.point("order", Order).call(Order(-1))
     assert event.statistics().refused == 1
+
+
+def test_async_handlers_call_one_another_also_in_an_async_test(bus: InProcessBus) -> None:
+    """Each has an event loop of its own, whatever runs around it."""
+    one, two, client = bus.connect(), bus.connect(), bus.connect()
+
+    async def ask(event: aembus.Event, number: int) -> int:
+        await asyncio.sleep(0)
+        answer: int = one.point("double").call(number)
+        await asyncio.sleep(0)
+        return answer + 1
+
+    async def double(event: aembus.Event, number: int) -> int:
+        await asyncio.sleep(0)
+        return 2 * number
+
+    one.register("ask", ask)
+    two.register("double", double)
+
+    async def test() -> int:
+        answer: int = client.point("ask").call(21)
+        await asyncio.sleep(0)
+        return answer
+
+    assert asyncio.run(test()) == 43
+
+
+def test_an_async_handler_may_complete_its_job_itself(bus: InProcessBus) -> None:
+    """That is no failure, as where the bus is served."""
+    member = bus.connect()
+
+    async def answer(event: aembus.Event) -> None:
+        assert event.job is not None
+        event.job.done("early")
+
+    event = member.register("p", answer)
+    assert bus.connect().point("p").call() == "early"
+    bus.deliver()
+    assert event.statistics() == aembus.EventStatistics(delivered=1, failed=0)
+
+
+def test_who_polls_or_runs_lets_the_others_go_on(bus: InProcessBus) -> None:
+    """And the clock, up to what comes, or the end of the time-out; to wait for ever is an error."""
+    one, two = bus.connect(), bus.connect()
+    began = bus.clock()
+    at: list[float] = []
+
+    def fail(event: aembus.Event) -> None:
+        at.append(bus.clock() - began)
+        if len(at) == 3:
+            one.stop()
+        raise RuntimeError("on purpose")
+
+    one.register("p", fail, retries=9, backoff=1.0)
+    assert one.poll(5.0) == 0
+    assert bus.clock() - began == 5.0
+    two.service("timer").after(5.0, lambda event: two.activate("p"))
+    assert one.poll(8.0) == 1
+    assert at == pytest.approx([10.0], abs=0.01)
+    assert one.poll(8.0) == 1
+    assert at[1] == at[0] + 1.0
+    one.run()
+    assert at[2] == at[1] + 2.0
+    with pytest.raises(aembus.AembusError, match="this waits for ever"):
+        two.run()
+
+
+def test_time_passes_also_where_somebody_cannot_go_on(bus: InProcessBus) -> None:
+    """What is due to who waits in a handler, or was stopped, keeps nobody's clock."""
+    one, two = bus.connect(), bus.connect()
+    failed: list[str] = []
+
+    def fail(event: aembus.Event) -> None:
+        raise RuntimeError("on purpose")
+
+    def ask(event: aembus.Event) -> None:
+        try:
+            one.point("held").call(timeout=5.0)
+        except aembus.CallTimeout:
+            failed.append("timed out")
+
+    one.register("fail", fail, retries=1, backoff=1.0)
+    one.register("ask", ask)
+    two.register("held", lambda event: event.job.hold())
+    two.activate("fail")
+    two.activate("ask")
+    began = bus.clock()
+    bus.deliver()
+    assert failed == ["timed out"]
+    assert bus.clock() - began == 5.0
+    two.activate("fail")
+    bus.deliver()
+    one.stop()
+    bus.advance(10.0)
+    assert bus.clock() - began == 15.0
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("sibling", [True, False])
+def test_the_callers_of_who_leaves_are_told(bus: InProcessBus, begun: bool, sibling: bool) -> None:
+    """A call in hand has failed; one that nobody has begun is somebody else's, if there is one."""
+    leaver, client = bus.connect(), bus.connect()
+
+    def leave(event: aembus.Event) -> None:
+        if begun:
+            assert event.job is not None
+            event.job.hold()
+        leaver.close()
+
+    leaver.register("leave", leave)
+    leaver.register("p", leave, name="leave", group="g")
+    if not begun:
+        client.activate("leave")
+    if sibling:
+        bus.connect().register("p", lambda event: "the sibling", group="g")
+    if sibling and not begun:
+        assert client.point("p").call(key=b"") == "the sibling"
+    else:
+        with pytest.raises(aembus.CallFailed) as failed:
+            client.point("p").call(key=b"")
+        kind = "MemberGone" if begun else "NobodyRegistered"
+        assert failed.value.error_type == kind
+    assert len(bus.dead_letters) == begun
+
+
+class Slow(Service):
+    """Calls that are `async def`s."""
+
+    name = "slow"
+    version = "1"
+
+    @call
+    async def double(self, caller: Caller, number: int) -> int:
+        """Await nothing."""
+        return 2 * number
+
+    @call
+    async def sleep(self, caller: Caller) -> None:
+        """Await something."""
+        await asyncio.sleep(0)
+
+
+def test_services_calls_that_are_async() -> None:
+    """What awaits nothing is done at once, and the rest says what it needs."""
+    with InProcessBus(services=(Slow,)) as bus:
+        slow = bus.connect().service("slow")
+        assert slow.double(21) == 42
+        with pytest.raises(aembus.CallFailed, match=r"needs a real supervisor, .*Slow\.sleep"):
+            slow.sleep()
+
+
+def test_what_needs_an_event_loop_says_so(bus: InProcessBus) -> None:
+    """`serve` and its like."""
+    with pytest.raises(aembus.AembusError, match="serve"):
+        asyncio.run(bus.connect().serve())
 
 
 def test_a_job_that_comes_too_late(bus: InProcessBus) -> None:

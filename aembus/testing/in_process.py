@@ -12,6 +12,8 @@ Not here: processes and their deaths, other threads' deliveries, the tcp service
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import math
 import os
@@ -20,10 +22,12 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Self
 
 from aembus import callchain
+from aembus.answers import Answers, Failure
 from aembus.bus import Bus
+from aembus.calls import MEMBER_GONE
 from aembus.codec import decode
 from aembus.coroutines import Begun
-from aembus.errors import AembusError, ControlError
+from aembus.errors import AembusError, ControlError, JobNotInHand
 from aembus.event import Awaited, awaited
 from aembus.membership import Membership
 from aembus.routing import SUPERVISOR_SLOT, Routing
@@ -32,6 +36,7 @@ from aembus.services.base import Service
 from aembus.services.timer import TimerService
 from aembus.shm import layout, names, registry
 from aembus.shm.inbox import Inbox, inbox_role
+from aembus.shm.lanes import Record
 from aembus.shm.registry import RegistryReader, RegistryWriter
 from aembus.shm.segment import Segment
 from aembus.supervisor.departures import WENT_BEFORE_RETRY
@@ -91,7 +96,8 @@ class InProcessBus:
             self._wait,
             self.clock,
         )
-        self._host = ServiceHost(self._inbox, self._sender, self.clock)
+        self._answers = Answers(self._sender, waits=False)
+        self._host = ServiceHost(self._inbox, self._sender, self._answers, self.clock)
         hosted: tuple[type[Service], ...] = (TimerService, *services)
         for service in hosted:
             self._host.load(service)
@@ -148,13 +154,15 @@ class InProcessBus:
     def _turn(self) -> int:
         worked = self._host.run_turn()
         for bus in list(self._buses.values()):
-            # Not who waits in a handler: its jobs come after that.
-            if bus.slot in self._buses and not bus.event_struct.in_handler():
+            # Not who waits, in a handler, in `poll` or in `run`: its jobs come after that.
+            if bus.slot in self._buses and not bus._runner.is_at_work:
                 worked += bus._runner.poll(0.0)
         return worked
 
     def _next_due_s(self) -> float:
-        due_in_s = [b.event_struct.due_in_s() for b in self._buses.values()]
+        # Of who waits, or was stopped, nothing is delivered, however late it gets.
+        runners = [bus._runner for bus in self._buses.values()]
+        due_in_s = [r.due_in_s() for r in runners if not (r.is_at_work or r.is_stopping)]
         return min(self.clock() + min(due_in_s, default=math.inf), self._host.next_due_s())
 
     def _wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
@@ -163,12 +171,12 @@ class InProcessBus:
         while not ready():
             if self._turn():
                 continue
-            due = self._next_due_s()
-            if math.isinf(min(due, until)):
-                raise AembusError("this waits for ever: no member has anything to do, now or later")
-            self.clock.set(max(min(due, until), self.clock()))
-            if due > until:
+            if self.clock() >= until:
                 return ready()
+            until_due = min(self._next_due_s(), until)
+            if math.isinf(until_due):
+                raise AembusError("this waits for ever: no member has anything to do, now or later")
+            self.clock.set(max(until_due, self.clock()))
         return True
 
     wait = _wait  # as shm.sleeper.Listener
@@ -179,11 +187,19 @@ class InProcessBus:
             try:
                 result = await begun.coroutine
             except (Exception, asyncio.CancelledError) as error:
-                begun.job.raised(error)
+                complete = functools.partial(begun.job.raised, error)
             else:
-                begun.job.done(result)
+                complete = functools.partial(begun.job.done, result)
+            with contextlib.suppress(JobNotInHand):  # the handler has completed it itself
+                complete()
 
-        asyncio.run(run())
+        # In a test that is an `async def`, and where such a handler calls another one, too.
+        outer = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        try:
+            asyncio.run(run())
+        finally:
+            asyncio._set_running_loop(outer)
 
     # --- what a supervisor does -------------------------------------------------------------------
 
@@ -230,6 +246,11 @@ class InProcessBus:
                 return {}
             case "undeliverable":
                 return {"forwarded": self._take_undeliverable(fields)}
+            case "pipe_bell":
+                raise AembusError(
+                    "a bus without processes has nothing that an event loop could watch; serve(), "
+                    "subscribe() and the awaitable activations and calls need a real one"
+                )
             case "leave":
                 self._leave(membership)
             case _:
@@ -263,16 +284,26 @@ class InProcessBus:
         inbox = Inbox(self._open(member.inbox_id), _NoBell())
         for lane, _ in inbox.turn():
             while (record := inbox.take(lane)) is not None:
-                reason = "its member went"
-                if record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
-                    reason = WENT_BEFORE_RETRY
-                elif record.attempts:
-                    reason = "in hand when its member went"
-                fields = {"header": record.header, "payload": record.payload, "reason": reason}
-                self._take_undeliverable({**fields, "try_group": not record.attempts})
+                self._dispose(member, record)
         inbox.close()
         self._host.on_member_gone(member.slot, member.incarnation)
         self._members.remove(member)
+
+    def _dispose(self, member: Member, record: Record) -> None:
+        # As supervisor.departures does.
+        reason = "its member went"
+        if record.header[4] & layout.STATE_MASK == layout.STATE_FAILED:
+            reason = WENT_BEFORE_RETRY
+        elif record.attempts:
+            reason = "in hand when its member went"
+        if record.kind == layout.KIND_CALL:
+            if not record.attempts:
+                self._answers.returned(record.header)  # its caller calls somebody else
+                return
+            text = f"{reason}, member={member.name!r}, pid={member.pid}"
+            self._answers.failed(record.header, Failure(MEMBER_GONE, text))
+        fields = {"header": record.header, "payload": record.payload, "reason": reason}
+        self._take_undeliverable({**fields, "try_group": not record.attempts})
 
     def _take_undeliverable(self, fields: dict[str, Any]) -> bool:
         header = fields["header"]
@@ -285,10 +316,11 @@ class InProcessBus:
         payload = callchain.data_of(header, fields["payload"])
         if fields["try_group"] and registration is not None and registration.group is not None:
             routing: Routing = self._sender.refresh()
-            siblings = routing.group(registration.point, registration.group)
+            group = routing.group(registration.point, registration.group)
+            siblings = [target for target in group if target.event_id != event_id]
             if siblings:
                 job = Job(payload, key_hash, kind=kind, flags=header[2], deadline_ns=header[7])
-                target = siblings[key_hash % len(siblings)]
+                target = siblings[(key_hash or header[5]) % len(siblings)]
                 if self._sender.try_send(target, job) != FULL:
                     return True
         point, event = (registration.point, registration.name) if registration else ("", "")

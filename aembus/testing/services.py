@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import logging
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from aembus.answers import Answers, failure_of
 from aembus.codec import decode, encode, key_hash
 from aembus.errors import ServiceError, ServiceLoadError, ServiceNotFound
 from aembus.numbers_route import NumbersRoute
@@ -19,6 +22,8 @@ from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 from aembus.shm.lanes import Record
 from aembus.testing.clock import FakeClock
+
+log = logging.getLogger("aembus")
 
 NS: Final = 1_000_000_000
 
@@ -36,6 +41,15 @@ class SourcePoint:
         return self._host.activate(self._name, encode(data), hashed)
 
 
+def _run_at_once(coroutine: Coroutine[Any, Any, Any], what: str) -> Any:
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    coroutine.close()
+    raise ServiceLoadError(f"a service that awaits something needs a real supervisor, {what}")
+
+
 class ServiceHost:
     """Hosts services as the supervisor does (services.base.Host), with a clock of its own.
 
@@ -43,12 +57,14 @@ class ServiceHost:
 
     Args:
         inbox, sender: of the member that stands where the supervisor would.
+        answers: by which the services' callers get theirs.
         clock: what the services take for the time.
     """
 
-    def __init__(self, inbox: Inbox, sender: Sender, clock: FakeClock) -> None:
+    def __init__(self, inbox: Inbox, sender: Sender, answers: Answers, clock: FakeClock) -> None:
         self._inbox = inbox
         self._sender = sender
+        self._answers = answers
         self._clock = clock
         self._services: list[Service] = []
         self._call_table: dict[int, Callable[..., Any]] = {}
@@ -59,17 +75,7 @@ class ServiceHost:
     def load(self, service_class: type[Service]) -> None:
         """Host a service; it appears in the registry when that is published next."""
         service = service_class(self)
-        starting = service.start()
-        try:
-            starting.send(None)
-        except StopIteration:
-            pass
-        else:
-            starting.close()
-            raise ServiceLoadError(
-                "a service whose start() awaits something needs a real supervisor, "
-                f"service={service.name!r}"
-            )
+        _run_at_once(service.start(), f"service={service.name!r}")
         ids = {name: len(self._call_table) + n for n, name in enumerate(service.calls(), 1)}
         for name, number in ids.items():
             self._call_table[number] = getattr(service, name)
@@ -118,14 +124,17 @@ class ServiceHost:
             numbers = array("Q", (record.reply_id, record.deadline_ns))
             self._call_table[record.event_id](caller, numbers)
             return
+        call = self._call_table[record.event_id]
         try:
-            result = self._call_table[record.event_id](caller, *decode(record.payload))
-            flags, payload = 0, encode((result,))
+            result = call(caller, *decode(record.payload))
+            if inspect.iscoroutine(result):
+                result = _run_at_once(result, f"call={call.__qualname__!r}")
         except Exception as error:
-            flags, payload = layout.FLAG_FAILED, encode((type(error).__name__, str(error), ""))
-        if record.flags & layout.FLAG_WANTS_REPLY:
-            job = Job(payload, kind=layout.KIND_REPLY, flags=flags, reply_id=record.reply_id)
-            self._sender.try_send(Target(record.origin_slot, 0, layout.CLASS_REPLY), job)
+            if not record.flags & layout.FLAG_WANTS_REPLY:
+                log.error("one-way service call %r failed", call.__qualname__, exc_info=error)
+            self._answers.failed(record.header, failure_of(error))
+        else:
+            self._answers.result(record.header, result, "")
 
     # --- services.base.Host -----------------------------------------------------------------------
 
