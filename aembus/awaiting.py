@@ -45,8 +45,11 @@ class Awaiting:
         timeout_s: float,
     ) -> int:
         """See ActivationPoint.activate_async."""
-        attempt = functools.partial(self._sender.try_activate_with, route, job)
-        jobs = FULL if self._is_waited_for(route) else attempt()
+        if self._is_waited_for(route):
+            jobs = FULL
+            self._sender.pick(route, job)  # takes a turn, as an attempt does
+        else:
+            jobs = self._sender.try_activate_with(route, job)
         if jobs >= 0:
             return jobs
         chosen = route.turn if job.key_hash == IN_TURN else job.key_hash  # as Sender.activate

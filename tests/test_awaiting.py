@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 import aembus
+from aembus.codec import key_hash
 from tests.support.loops import loop_runners, make_lasting_descriptors
 from tests.support.running import adds_up, statistics, until, workers
 
@@ -132,6 +134,32 @@ def test_who_awaits_room_is_cancelled_or_timed_out(bus: str, run: Run) -> None:
 
         run(main())
         assert caller.statistics().late_replies == 0
+
+
+def test_who_awaits_room_takes_turns(bus: str, run: Run) -> None:
+    """Behind one that waits for a slow member of a group, not all go to that member."""
+    with aembus.connect(bus) as slow, aembus.connect(bus) as quick, aembus.connect(bus) as sender:
+        got: list[str] = []
+        for name, member in (("slow", slow), ("quick", quick)):
+            handler = functools.partial(lambda who, event, number: got.append(who), name)
+            member.register("p", handler, group="g", name=name)
+
+        async def main() -> None:
+            point = sender.point("p")
+            key = next(key for key in range(100) if key_hash(key) % 2 == 0)  # the first member's
+            while point.try_activate(-1, key=key):
+                pass
+            waiting = [
+                asyncio.create_task(point.activate_async(number, timeout=LONG_S))
+                for number in range(10)
+            ]
+            await asyncio.sleep(0)
+            slow.run_in_thread()
+            await asyncio.gather(*waiting)
+
+        run(main())
+        quick.poll(1.0)
+        assert 4 <= got.count("quick") <= 6
 
 
 def test_async_handlers_call(bus: str, run: Run) -> None:
