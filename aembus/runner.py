@@ -27,11 +27,25 @@ SPINS_BETWEEN_LOOKS: Final = 16
 LOOK_S: Final = 0.1  # between two looks whether to stop, while there is no bus
 BUSY_S: Final = 25e-6  # between two jobs that arrive, or less: then latency is not the question
 SPIN_VARIABLE: Final = "AEMBUS_SPIN_US"
+SPIN_US_MAX: Final = 1_000_000
 
 
 def spin_from_environment() -> float:
-    """Return how long to look for jobs before sleeping, in seconds, as the environment says."""
-    return float(os.environ.get(SPIN_VARIABLE, "0")) / 1e6
+    """Return how long to look for jobs before sleeping, in seconds, as the environment says.
+
+    Raises: AembusError if what it says is no number of microseconds.
+    """
+    text = os.environ.get(SPIN_VARIABLE) or "0"
+    try:
+        spin_us = float(text)
+    except ValueError:
+        spin_us = -1.0
+    if not 0 <= spin_us <= SPIN_US_MAX:
+        raise AembusError(
+            f"{SPIN_VARIABLE} is a number of microseconds from 0 to {SPIN_US_MAX}, "
+            f"{SPIN_VARIABLE}={text!r}"
+        )
+    return spin_us / 1e6
 
 
 class Runner:

@@ -19,6 +19,7 @@ from aembus.bus import Bus
 from aembus.control import ControlClient
 from aembus.coroutines import is_coroutine
 from aembus.errors import AembusError, BusAlreadyRunning, BusBroken, SupervisorError, text_of
+from aembus.runner import spin_from_environment
 from aembus.supervised import EXIT_BROKEN, EXIT_NOT_STARTED, begin, end_after_grace
 
 log = logging.getLogger("aembus")
@@ -72,6 +73,7 @@ def run_worker(configuration: dict[str, Any]) -> int:
         bus = Bus(bus_name, kind="worker", name=name)
         bus.on_broken(end_after_grace)
         main(bus)
+        spin = spin_from_environment()  # before it is up: what is wrong here ends the start
         bus.publish_registrations()
     except BusBroken:
         return EXIT_BROKEN
@@ -81,7 +83,7 @@ def run_worker(configuration: dict[str, Any]) -> int:
         log.exception("worker %s: its entry point %s raised", name, spec)
         return _report_not_started(bus_name, name, f"{type(error).__name__}: {text_of(error)}")
     try:
-        bus.run()
+        bus.run(spin=spin)
     except BusBroken as error:
         log.error("worker %s ends: %s", name, error)
         return EXIT_BROKEN

@@ -12,7 +12,7 @@ import pytest
 
 import aembus
 from aembus.cli import buses
-from tests.cli.support import environment, running
+from tests.cli.support import AEMBUS, environment, run_program, running
 from tests.support.running import until
 
 APPLICATION = """
@@ -100,6 +100,17 @@ def test_names_messages_and_arguments_can_be_given(directory: Path, bus_name: st
     assert ended.out.splitlines()[-2] == "dead letters are kept in letters"
     assert ended.out.splitlines()[-1].endswith(" --state-directory letters")
     assert (directory / "letters" / "dead-letters").is_file()
+
+
+@pytest.mark.parametrize("wrong", ["soon", "-1", "nan", "inf"])
+def test_a_wrong_time_to_spin_ends_the_start(
+    wrong: str, directory: Path, bus_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line with the variable, and with no worker that is started again and again."""
+    monkeypatch.setenv("AEMBUS_SPIN_US", wrong)
+    ended = run_program(directory, [*AEMBUS, "run", "shop.server:main", "--bus", bus_name])
+    assert ended.code == 1
+    assert f"AEMBUS_SPIN_US={wrong!r}" in ended.error_line
 
 
 def test_the_bus_is_named_after_the_module(tmp_path: Path, bus_name: str) -> None:
