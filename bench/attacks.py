@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import aembus
 from bench import machine
-from bench.arguments import interruptible, names_of, positive
+from bench.arguments import interruptible, names_of, positive, positive_s
 from bench.echo_load import Load
 from bench.echo_servers import ADDRESS, Serving, on_bus
 from bench.figures import Spread, ratios
@@ -180,6 +180,8 @@ def attacking(name: str, address: str) -> Iterator[None]:
             if not process.stdout.readline():
                 raise RuntimeError(f"the attack ended, name={name}")
             yield
+            if process.poll() is not None:  # else what it was too weak for looks like a good share
+                raise RuntimeError(f"the attack ended before its time, name={name}")
         finally:
             process.kill()
 
@@ -258,7 +260,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--pairs", type=positive, default=5, metavar="N", help="default: %(default)s")
-    add("--seconds", type=float, default=1.0, metavar="S", help="of a round: %(default)g")
+    add("--seconds", type=positive_s, default=1.0, metavar="S", help="of a round: %(default)g")
     add("--attacks", type=names_of(ATTACKS), default=list(ATTACKS), metavar="NAME,...",
         help=f"of: {', '.join(ATTACKS)} (default: all)")  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write everything as JSON")

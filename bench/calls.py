@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import time
 from typing import Final
 
 import aembus
+from bench.arguments import positive
 
 BUS: Final = "bench-calls"
 CALLEE: Final = """
@@ -52,17 +54,21 @@ async def call_all(bus: aembus.Bus, calls: int, served: bool) -> tuple[float, in
 def main() -> int:
     """Measure, print, and return 0 if every answer was right."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calls", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--calls", type=positive, default=10_000)
+    parser.add_argument("--rounds", type=positive, default=3)
     options = parser.parse_args()
     good = True
     with (
         tempfile.TemporaryDirectory() as directory,
         aembus.Supervisor(BUS, state_directory=directory),
-        subprocess.Popen([sys.executable, "-c", CALLEE, BUS]),
+        subprocess.Popen([sys.executable, "-c", CALLEE, BUS]) as callee,
         aembus.connect(BUS) as ender,
+        contextlib.ExitStack() as failing,
     ):
+        failing.callback(callee.kill)  # who has not been told to end would be waited for
         while not ender.point("double").try_activate(0) or not ender.activate("double", 0):
+            if callee.poll() is not None:
+                raise RuntimeError(f"the callee has ended, exit code={callee.returncode}")
             time.sleep(0.01)
         for served in (True, False) * options.rounds:
             with aembus.connect(BUS) as bus:
@@ -75,6 +81,7 @@ def main() -> int:
                 f"{'all right' if right else 'WRONG'}, late {late}"
             )
         ender.activate("end")
+        failing.pop_all()
     return 0 if good else 1
 
 

@@ -29,7 +29,7 @@ from aembus.stress.progress import ProgressLine
 from aembus.stress.report import Report
 from aembus.stress.run import StressRun
 from bench import machine
-from bench.arguments import interruptible, names_of, positive
+from bench.arguments import interruptible, names_of, positive, positive_s
 from bench.figures import Spread
 from bench.report import aligned, describe
 from bench.transports import LANES
@@ -124,7 +124,8 @@ def _run(options: argparse.Namespace) -> int:
             rows.append([f"{load}, {driver.name}",
                          f"{Spread.of(rates[::2]).median:,.0f} jobs/s", f"{found.median:.0%}",
                          f"{found.least:.0%} to {found.greatest:.0%}", str(report.workers_killed),
-                         *(f"{recovery.get(name, 0):.0f} ms" for name in ("p50", "p99")),
+                         *(f"{recovery[name]:.0f} ms" if recovery else "-"
+                           for name in ("p50", "p99")),
                          f"{report.accounts.delivered:,}",
                          "; ".join(report.failures) or "none"])  # fmt: skip
             cells.append({"load": load, "lane": lane, "rates_per_s": rates,
@@ -178,7 +179,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--pairs", type=positive, default=10, metavar="N",
         help="rounds with kills; each has one without before and behind it (default: %(default)s)")
-    add("--round-s", type=float, default=2.0, metavar="S",
+    add("--round-s", type=positive_s, default=2.0, metavar="S",
         help="length of a round (default: %(default)g)")
     add("--workers", type=positive, default=4, metavar="W", help="default: %(default)s")
     add("--producers", type=positive, default=4, metavar="P", help="default: %(default)s")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import machine
-from bench.arguments import interruptible, positive
+from bench.arguments import interruptible, positive, positive_s
 from bench.echo_load import Load
 from bench.echo_servers import PLAIN, Serving, on_bus, plain
 from bench.figures import Spread, percentile, ratios
@@ -134,7 +134,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
-    add("--seconds", type=float, default=0.5, metavar="S", help="of a round: %(default)g")
+    add("--seconds", type=positive_s, default=0.5, metavar="S", help="of a round: %(default)g")
     add("--connections", type=positive, nargs="+", default=list(CONNECTIONS), metavar="N",
         help="default: %(default)s")  # fmt: skip
     add("--sizes", type=positive, nargs="+", default=list(SIZES), metavar="BYTES",

@@ -12,12 +12,13 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from bench import machine
-from bench.arguments import interruptible, positive
+from bench.arguments import interruptible, positive, positive_s
 from bench.echo_load import Load, connect
 from bench.echo_servers import Serving, on_bus
 from bench.figures import Spread, percentile, ratios
@@ -28,6 +29,8 @@ ACTIVE: Final = 100
 SIZE: Final = 64
 RATIO_MAX: Final = 1.1
 SPARE_DESCRIPTORS: Final = 200
+COME_S_MAX: Final = 20.0  # until the service has accepted them all, or let go of the last ones
+LOOK_S: Final = 0.02
 EXAMPLE: Final = """
 examples:
   python -m bench.idle_connections                              # 5 rounds
@@ -81,17 +84,33 @@ def raise_limit(connections: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def measure(serving: Serving, load: Load, idle: int, seconds: float) -> dict[str, float]:
+def await_connections(serving: Serving, wanted: int, patience_s: float = COME_S_MAX) -> None:
+    """Return when the service has so many connections, no more and no fewer.
+
+    Raises: RuntimeError if that does not come: it has refused or closed some.
+    """
+    deadline = time.monotonic() + patience_s
+    while (found := serving.counts()["connections"]) != wanted:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not as many connections, wanted={wanted}, found={found}")
+        time.sleep(LOOK_S)  # another process accepts them
+
+
+def measure(
+    serving: Serving, load: Load, idle: int, active: int, seconds: float
+) -> dict[str, float]:
     """Return the response times with so many idle connections, and the supervisor's memory."""
     with Idlers(serving.address, idle):
+        await_connections(serving, idle + active)
         load.ask(0.1)
         asked = load.ask(seconds)
+        await_connections(serving, idle + active, 0.0)  # it is them that this was measured with
         return {
             "p50_us": percentile(asked.times_us, 0.5),
             "p99_us": percentile(asked.times_us, 0.99),
             "rate_per_s": asked.rate_per_s,
             "rss_mib": serving.rss_bytes() / 2**20,
-            "connections": serving.counts()["connections"],
+            "connections": idle + active,
         }
 
 
@@ -100,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if options.idle_at:
         return be_idle(options.idle_at[0], int(options.idle_at[1]))
-    raise_limit(max(options.idle) + ACTIVE)
+    raise_limit(max(options.idle) + options.active)
     return interruptible(lambda: _run(options))
 
 
@@ -114,7 +133,8 @@ def _run(options: argparse.Namespace) -> int:
         for _ in range(options.rounds):
             for idle in options.idle:  # each beside a time without idle ones
                 for number, into in ((0, bare[idle]), (idle, found[idle])):
-                    for name, value in measure(serving, load, number, options.seconds).items():
+                    figures = measure(serving, load, number, options.active, options.seconds)
+                    for name, value in figures.items():
                         into.setdefault(name, []).append(value)
     rows = [["idle", "p50", "p99", "p50 to none idle", "p99 to none idle", "supervisor's memory"]]
     cells = []
@@ -191,7 +211,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--rounds", type=positive, default=5, metavar="N", help="default: %(default)s")
-    add("--seconds", type=float, default=1.0, metavar="S", help="of a measurement: %(default)g")
+    add(
+        "--seconds", type=positive_s, default=1.0, metavar="S", help="of a measurement: %(default)g"
+    )
     add("--idle", type=positive, nargs="+", default=list(IDLE), metavar="N",
         help="default: %(default)s")  # fmt: skip
     add("--active", type=positive, default=ACTIVE, metavar="N", help="default: %(default)s")

@@ -33,21 +33,39 @@ def summarize(document: dict[str, Any]) -> str:
     if trips:
         parts.append("Round trips: median in microseconds (99th percentile).")
         parts.append(_trips(trips))
+    parts += _left_out(document)
     return "\n\n".join(parts)
 
 
+def _left_out(document: dict[str, Any]) -> list[str]:
+    """Return a paragraph for what has no figures though it was asked for."""
+    skipped = [f"{name}: {reason}" for name, reason in document["skipped"].items()]
+    failed = [
+        f"{name} in {cell.get('topology') or cell['kind']}, {cell['size']} bytes: {reason}"
+        for cell in document["cells"]
+        for name, reason in cell["failures"].items()
+    ]
+    texts = (("Not measured", skipped), ("Failed", failed))
+    return [f"{what}: {'; '.join(those)}." for what, those in texts if those]
+
+
 def _rates(cells: Sequence[dict[str, Any]]) -> str:
+    ours = [name for name in OURS if any(name in cell["transports"] for cell in cells)]
     others = _names(cells, lambda name: "," not in name and name not in (*OURS, "limit"))
     rows = [["topology", "bytes", "aembus", *others, "limit"]]
     for cell in cells:
         found = cell["transports"]
         row = [f"`{cell['topology']}`", str(cell["size"])]
-        row.append(_both(f"{found[o]['rate_per_s']['median'] / 1000:.0f}" for o in _ours(found)))
+        rates = (found[o]["rate_per_s"] if o in found else None for o in ours)
+        row.append(_both(f"{rate['median'] / 1000:.0f}" if rate else "" for rate in rates))
         for other in others:
             ratios = found.get(other, {}).get("ratios", {})
-            row.append(_both(f"{ratios[o]['median']:.2f}" for o in _ours(ratios)))
-        shares = [found[o]["share_of_limit"] or _share_of_own(found, o) for o in _ours(found)]
-        row.append(_both(f"{share['median']:.0%}" for share in shares if share))
+            row.append(_both(f"{ratios[o]['median']:.2f}" if o in ratios else "" for o in ours))
+        shares = (
+            found[o]["share_of_limit"] or _share_of_own(found, o) if o in found else None
+            for o in ours
+        )  # fmt: skip
+        row.append(_both(f"{share['median']:.0%}" if share else "" for share in shares))
         rows.append(row)
     return _table(rows)
 
@@ -71,17 +89,15 @@ def _time(found: dict[str, Any]) -> str:
     return f"{found['p50_us']['median']:.1f} ({found['p99_us']['median']:.0f})"
 
 
-def _ours(found: dict[str, Any]) -> list[str]:
-    return [name for name in OURS if name in found]
-
-
 def _names(cells: Sequence[dict[str, Any]], wanted: Any) -> list[str]:
     names = dict.fromkeys(name for cell in cells for name in cell["transports"])
     return [name for name in names if wanted(name)]
 
 
 def _both(texts: Iterable[str]) -> str:
-    return " / ".join(texts)
+    # Each lane keeps its place: what is missing of the one is not to be read as the other's.
+    both = [*texts]
+    return " / ".join(text or "\N{EN DASH}" for text in both) if any(both) else ""
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any, Final
 
 from bench import machine
-from bench.arguments import interruptible, positive
+from bench.arguments import interruptible, positive, positive_s
 from bench.progress import Progress
 from bench.report import describe
 
@@ -184,6 +184,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--few", type=positive, default=FEW, help="timers (default: 10,000)")
     parser.add_argument("--many", type=positive, default=MANY, help="timers (default: 2,000,000)")
     parser.add_argument("--rate", type=positive, default=100_000, help="expiries a second")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of expiries (default: 10)")
+    parser.add_argument(
+        "--seconds", type=positive_s, default=10.0, help="of expiries (default: 10)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     return parser.parse_args(arguments)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from bench.figures import Spread, ratios
+from bench.summary import summarize
 from bench.work import END_NUMBER, FIRST_NUMBER, SHAPES, TEXT, batches, blob
 from bench.worker import make_handlers
 from tests.support.running import ROOT, until
@@ -119,3 +120,30 @@ def test_the_handler_counts_until_every_producer_is_through() -> None:
 def test_ratios_are_taken_pair_by_pair() -> None:
     """A round that was slow for both is no outlier in the ratios."""
     assert ratios([100.0, 10.0, 50.0], [50.0, 5.0, 20.0]) == Spread(2.0, 2.0, 2.5)
+
+
+def test_a_summary_says_what_has_no_figures() -> None:
+    """A lane that failed leaves its place empty, and is told, as is what could not be measured."""
+    rate = {"median": 500_000.0}
+    python = {"rate_per_s": rate, "ratios": {}, "share_of_limit": {"median": 0.2}}
+    peer = {"rate_per_s": rate, "ratios": {"aembus-python": {"median": 0.8}}}
+    first = {"kind": "throughput", "topology": "one_to_one", "size": 48}
+    both = {"aembus-c": python, "aembus-python": python, "limit": peer}
+    document = {
+        "machine": dict.fromkeys(
+            ("processor", "cores", "kernel", "python", "load_before", "load_after"), "x"
+        ),
+        "rounds": 1,
+        "skipped": {"nats": "not installed"},
+        "cells": [
+            {**first, "transports": {"aembus-python": python, "pyzmq": peer},
+             "failures": {"aembus-c": "hung"}},
+            {**first, "transports": both, "failures": {}},
+        ],
+    }  # fmt: skip
+    text = summarize(document)
+    dash = "\N{EN DASH}"
+    assert f"| `one_to_one` | 48 | {dash} / 500 | {dash} / 0.80 | {dash} / 20% |" in text
+    assert "| `one_to_one` | 48 | 500 / 500 |  | 20% / 20% |" in text
+    assert "Not measured: nats: not installed." in text
+    assert text.endswith("Failed: aembus-c in one_to_one, 48 bytes: hung.")

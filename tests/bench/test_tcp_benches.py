@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
+
+from bench.attacks import attacking
+from bench.echo_servers import on_bus
+from bench.idle_connections import await_connections
 from tests.support.running import ROOT
 
 
@@ -40,6 +47,28 @@ def test_idle_connections(tmp_path: Path) -> None:
     (cell,) = found["cells"]
     assert cell["with"]["connections"] == [22]
     assert cell["without"]["connections"] == [2]
+
+
+def test_connections_that_are_not_there_are_no_figure() -> None:
+    """What was measured with fewer idle connections than said is an error."""
+    with on_bus() as serving, pytest.raises(RuntimeError, match="wanted=1, found=0"):
+        await_connections(serving, 1, 0.1)
+
+
+def test_an_attack_that_ends_is_no_figure() -> None:
+    """What others were served while nobody attacked them is an error."""
+
+    def kill_the_attacker(address: str) -> None:
+        with attacking("half_open", address):
+            children = psutil.Process().children()
+            attacker = next(child for child in children if "half_open" in child.cmdline())
+            attacker.kill()
+            attacker.wait()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as attacked:
+        address = f"127.0.0.1:{attacked.getsockname()[1] - 1}"
+        with pytest.raises(RuntimeError, match="before its time, name=half_open"):
+            kill_the_attacker(address)
 
 
 def test_attacks(tmp_path: Path) -> None:
