@@ -42,7 +42,7 @@ class SpawnHost:
         self._up = asyncio.Event()
         self._told: set[int] = set()  # the events that its process has, or is about to
         self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[dict[Any, Any]]] = {}
+        self._asked: dict[int, asyncio.Future[dict[Any, Any] | None]] = {}
 
     async def adopt(self, member: Member, ids: list[int]) -> None:
         """See to it that the spawn host has the events of `member` among these.
@@ -114,12 +114,8 @@ class SpawnHost:
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
         self._member.connection.push({**push, "number": number})
         try:
-            says: dict[Any, Any] = await answer
+            says: dict[Any, Any] | None = await answer
             return says
-        except asyncio.CancelledError:
-            if answer.cancelled():
-                return None
-            raise
         finally:
             del self._asked[number]
 
@@ -150,7 +146,8 @@ class SpawnHost:
         """Its process has died."""
         self._up.clear()
         for answer in self._asked.values():
-            answer.cancel()
+            if not answer.done():
+                answer.set_result(None)
 
     def _wanted(self) -> dict[int, Any]:
         return {

@@ -113,6 +113,20 @@ def test_a_killed_nursery_takes_its_children_along(
     nothing_queued(bus)
 
 
+def test_a_spawn_host_that_does_not_answer_holds_up_nobody(bus: str, me: aembus.Bus) -> None:
+    """Who asks for children is told, and the next one who asks, too."""
+    event = me.register("work", handlers.wait_for_file, spawn=True)
+    host = member(bus, "spawn")["pid"]
+    os.kill(host, signal.SIGSTOP)
+    try:
+        for _ in range(2):
+            with pytest.raises(aembus.ControlError, match=f"does not answer, pid={host}"):
+                _ = event.children
+    finally:
+        os.kill(host, signal.SIGCONT)
+    assert event.children == ()
+
+
 def test_a_killed_registrants_events_stay_as_its_place_does(bus_name: str, tmp_path: Path) -> None:
     """A worker's replacement registers them again; meanwhile and after, jobs have children."""
     spec = aembus.WorkerSpec("one", f"{THIS}:worker")
