@@ -146,8 +146,8 @@ class Connection:
 
     @property
     def is_watched(self) -> bool:
-        """Whether the process lives, and its death would be seen."""
-        return self.alive and self.pidfd >= 0
+        """Whether the process lives and takes answers, and its death would be seen."""
+        return self.alive and self.pidfd >= 0 and not self.hung_up
 
     @property
     def hung_up(self) -> bool:

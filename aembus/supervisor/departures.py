@@ -69,10 +69,17 @@ class Departures:
         if member.state == STATE_LEAVING:
             return
         member.state = STATE_LEAVING
-        member.connection = None
+        self.let_go(member)
         inbox_id = member.inbox_id
         self._tasks[inbox_id] = task = asyncio.ensure_future(self._retire(member))
         task.add_done_callback(lambda task: self._tasks.pop(inbox_id, None))
+
+    def let_go(self, member: Member) -> None:
+        """Let a member be without a process: what that still says is not heard, nor waited for."""
+        if member.connection is not None:
+            member.connection.member = None
+            member.connection = None
+        self._publication.check_passed()
 
     async def gone(self, member: Member, timeout_s: float) -> None:
         """Begin the steps and wait for their end, for a bounded time."""

@@ -73,8 +73,8 @@ class Places:
                 await self._departures.gone(member, LEAVING_S_MAX)
                 if self._members.named(name) is member:
                     raise NameInUse(f"the last member of this name still leaves, name={name!r}")
-            elif not connection.alive:
-                break  # it has died while it waited; `join` says so
+            elif not connection.is_watched:
+                break  # it has gone while it waited; `join` says so
             elif member.connection is None:
                 self._take_over(member, connection)
                 return member
@@ -108,8 +108,8 @@ class Places:
         if not member.keep_s:
             self._departures.retire(member)
             return
-        member.connection = None
         member.state = STATE_AWAITED
+        self._departures.let_go(member)
         self._departures.forget_process(member)
         self._requests.on_death(member, queued=False)
         self._publish()

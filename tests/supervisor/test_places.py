@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import aembus
+from aembus.control import ControlClient
 from aembus.supervisor.dead_letters import DeadLetters
 from tests.support.running import Program, adds_up, program, statistics, until
 
@@ -234,6 +235,43 @@ def test_close_may_keep_the_place(bus: str, seen: Seen, tmp_path: Path) -> None:
     with process_of(bus, "api-1"):
         assert seen.words(1) == [("first", "next", 1)]
     assert not list(DeadLetters(tmp_path).read())
+
+
+@pytest.fixture
+def silent(bus: str) -> Iterator[ControlClient]:
+    """A member that passes no generation, as one that is stopped does not."""
+    with contextlib.closing(ControlClient(bus)) as control:
+        control.request("join", kind="client", name="silent", keep_s=60.0)
+        yield control
+
+
+def leaving(bus: str, name: str) -> None:
+    """Have a member of this name, kill it, and return while it leaves, held up by another one."""
+    with process_of(bus, name, "--keep", "0") as process:
+        process.end(signal.SIGKILL)
+    wait_for_state(bus, name, "leaving")
+
+
+def test_who_leaves_its_place_holds_up_no_departure(bus: str, silent: ControlClient) -> None:
+    """Nothing is waited for of a process that has gone, although its place is kept."""
+    leaving(bus, "gone")
+    silent.leave(keep=True)
+    until("it is gone", lambda: member(bus, "gone") is None)
+
+
+def test_who_hangs_up_while_it_waits_for_a_name_does_not_get_it(
+    bus: str, silent: ControlClient
+) -> None:
+    """Nobody would have the place, and the name would be taken for as long as the bus runs."""
+    leaving(bus, "switch")
+    interrupted = ControlClient(bus)
+    interrupted.tell("join", kind="client", name="switch", keep_s=0.0)
+    interrupted.request("dead_file")  # answered after it has been asked to join
+    interrupted.close()
+    silent.leave(keep=False)
+    until("the last one is gone", lambda: "leaving" not in str(statistics(bus)["members"]))
+    with process_of(bus, "switch"):
+        pass
 
 
 def test_leaving_by_an_exception_keeps_the_place(bus: str) -> None:
