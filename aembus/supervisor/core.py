@@ -316,6 +316,7 @@ class SupervisorProcess:
             member.connection = None
         degraded = isinstance(decision, Restart) and decision.degraded
         member.state = STATE_DEGRADED if degraded else STATE_STARTING
+        self._fleet.on_death(member)
         try:
             self._see_to_death(member, degraded)
         except Exception:

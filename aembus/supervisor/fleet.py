@@ -74,6 +74,10 @@ class Fleet:
         self._standstill.on_suspended(connection.member)
         return {}
 
+    def on_death(self, member: Member) -> None:
+        """A worker's process has died."""
+        self._standstill.on_death(member)
+
     def close(self) -> None:
         """Change nothing any more: the bus is about to stop."""
         self._standstill.close()

@@ -157,7 +157,7 @@ class Members:
         member.pid = pid
         member.incarnation = next(self._incarnations)
         member.state = STATE_STARTING
-        member.pending = {}
+        self.take_back(member, list(member.pending))
         member.acknowledged = 0
         member.joined_at = time.monotonic()
 
@@ -245,10 +245,25 @@ class Members:
 
     def take_back(self, member: Member, ids: list[int]) -> None:
         """Forget what was registered and is not to be published."""
+        published = member.events.keys() | member.stopped.keys()
         for event_id in ids:
             event = member.pending.pop(event_id, None)
-            if event is not None and event_id not in (*member.events, *member.stopped):
+            if event is not None and event_id not in published:
                 self._close(event_id, (member.name, event))
+
+    def give_back(
+        self, member: Member, events: dict[int, Registration], stopped: dict[int, Registration]
+    ) -> None:
+        """Let a member have the events that it had before another process registered its own."""
+        self.take_back(member, list(member.pending))
+        others = member.events | member.stopped
+        member.events, member.stopped = dict(events), dict(stopped)
+        for event_id, event in (events | stopped).items():
+            self._stable_ids[member.name, event] = event_id
+            self._known[event_id] = event
+            self._closed.pop(event_id, None)
+        for event_id in others.keys() - events.keys() - stopped.keys():
+            self._close(event_id, (member.name, others[event_id]))
 
     def publish(self, member: Member, stopped: list[int]) -> None:
         """Add the member's pending events to those published, or to its stopped ones."""

@@ -108,7 +108,7 @@ class Operations:
             raise ControlError(
                 f"this connection has joined already; use another one, pid={connection.pid}"
             )
-        if self._rolling.of_pid(connection.pid):
+        if request["kind"] == KIND_WORKER and self._rolling.of_pid(connection.pid):
             member = await self._rolling.join(connection)
         elif request["kind"] in self._spawned:
             member = self._join_spawned(connection, request["kind"], request["name"])
@@ -143,8 +143,8 @@ class Operations:
             if found is not None:
                 found.keep_s = keep_s
                 return found
-            if not connection.alive:
-                raise ControlError(f"the process is gone, pid={connection.pid}")
+            if not connection.is_watched:
+                raise ControlError(f"who asked has gone, pid={connection.pid}")
         # With a name its registrations are published together, as a worker's: see `ready`.
         state = STATE_STARTING if name else STATE_RUNNING
         member = self._members.add(KIND_CLIENT, name, connection.pid, state)

@@ -17,13 +17,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aembus.errors import ControlError
 from aembus.routing import STATE_RUNNING
 from aembus.supervisor.control import Connection
-from aembus.supervisor.members import Member, Members
+from aembus.supervisor.members import Member, Members, Registration
 from aembus.supervisor.publication import Publication
 from aembus.supervisor.standstill import Standstill
 from aembus.supervisor.workers import Successor, Worker, Workers
@@ -36,12 +36,16 @@ RETIRE_S: Final = 5.0  # for the old process to end, before it is killed
 
 @dataclass(slots=True)
 class _Roll:
+    """One roll; `events` and `stopped` are those of the old process, once it stands still."""
+
     worker: Worker
     successor: Successor
     asked: asyncio.Future[Connection]
     admitted: asyncio.Future[Member]
     ready: asyncio.Future[None]
     abandoned: asyncio.Future[None]
+    events: dict[int, Registration] = field(default_factory=dict, kw_only=True)
+    stopped: dict[int, Registration] = field(default_factory=dict, kw_only=True)
 
 
 class Rolling:
@@ -152,6 +156,7 @@ class Rolling:
     def _admit(self, roll: _Roll, member: Member, connection: Connection) -> None:
         member.connection.member = None
         roll.successor.admitted = True
+        roll.events, roll.stopped = dict(member.events), dict(member.stopped)
         self._members.replace_process(member, connection.pid)
         member.connection = connection
         roll.admitted.set_result(member)
@@ -169,9 +174,10 @@ class Rolling:
             if member.connection is not None:
                 member.connection.member = None
             member.pid, member.incarnation, member.connection = pid, incarnation, connection
-            member.pending = {}
+            self._members.give_back(member, roll.events, roll.stopped)
             member.state = STATE_RUNNING
-            member.acknowledged = self._publication.generation  # its activations are held back
+            # Its activations are held back, and its successor's are not waited for any more.
+            self._publication.acknowledge(member, self._publication.generation)
             connection.member = member
             if not self._closed:
                 self._publication.publish_now()

@@ -95,6 +95,14 @@ class Standstill:
         if awaited is not None and not awaited.done():
             awaited.set_result(None)
 
+    def on_death(self, member: Member) -> None:
+        """A worker's process has died: it will not say that it stands still."""
+        awaited = self._awaited.get(member.name)
+        if awaited is not None and not awaited.done():
+            awaited.set_exception(
+                ControlError(f"its process died meanwhile, worker={member.name!r}")
+            )
+
     def close(self) -> None:
         """Wait for nobody any more: the bus is about to stop."""
         for name, awaited in self._awaited.items():

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import resource
+import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +22,7 @@ from aembus.supervisor.restarts import GiveUp, Restart
 from aembus.supervisor.workers import Worker, Workers
 from tests.crash.scene_view import descriptors
 from tests.support.fleet import Fleet, fleet
-from tests.support.running import statistics, until, workers
+from tests.support.running import program, statistics, until, workers
 
 pytestmark = pytest.mark.e2e
 
@@ -25,6 +30,41 @@ WAITS = """
 (here / "there").touch()
 while not (here / "go").exists():
     time.sleep(0.005)
+"""
+
+# What a worker's process says when it is up comes once it may; "said" is there when it has.
+UP_LATE = """
+control = bus._membership.control
+request = control.request
+
+def late(op, **fields):
+    if op == "ready":
+        (here / "there").touch()
+        while not (here / "go").exists():
+            time.sleep(0.005)
+        control._send({"id": 0, "op": op, **fields})
+        (here / "said").touch()
+        return {}
+    return request(op, **fields)
+
+control.request = late
+"""
+
+# Asks for events that its predecessor has not, and dies before it can be told that it has them.
+DIES_WHEN_UP = """
+bus.on("new", name="new")(print)
+control = bus._membership.control
+request = control.request
+
+def die(op, **fields):
+    if op == "ready":
+        request("stop_event", ids=[])  # what is published next waits for a while
+        control._send({"id": 0, "op": op, **fields})
+        control._send({"id": 0, "op": "stop_event", "ids": []})
+        os._exit(7)
+    return request(op, **fields)
+
+control.request = die
 """
 
 
@@ -148,3 +188,79 @@ def test_a_worker_that_finds_no_descriptors_is_taken_away_again(two: Fleet) -> N
         assert len(statistics(two.bus)["members"]) == members
         assert names(two) == ["w-1", "w-2"]
     assert two.scale(3)["workers"] == ["w-1", "w-2", "w-3"]
+
+
+def test_who_is_up_when_its_time_is_over_is_a_worker_or_none(two: Fleet) -> None:
+    """If it says so just before it is killed nobody sends anything to it."""
+    two.code(at_start=UP_LATE)
+    pid = supervisor_pid(two)
+    begun = time.monotonic()
+    step_s = 3.0
+
+    def scale() -> None:
+        two.control.request("scale", kind="w", count=3, step_s=step_s, timeout_s=60.0)
+
+    with meanwhile("scale", scale) as refused:
+        until("it is about to be up", (two.directory / "there").exists)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            (two.directory / "go").touch()
+            until("it is up", (two.directory / "said").exists)
+            until("its time is over", lambda: time.monotonic() > begun + step_s)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    there = ["w-1", "w-2"] if refused else ["w-1", "w-2", "w-3"]
+    until("it is gone, or up", lambda: names(two) == there)
+    for number in range(6):
+        two.client.activate("work", number)
+    assert {name for name, *_ in two.wait_for(6)} == {*there}
+
+
+def test_a_worker_that_dies_is_not_waited_for(two: Fleet) -> None:
+    """Who takes it away is told so at once, and not that its handler takes long."""
+    for _ in names(two):
+        two.client.activate("wait", str(two.directory / "go"))
+    two.wait_for(2)
+    with meanwhile("scale", lambda: two.scale(1)) as refused:
+        with pytest.raises(aembus.ControlError, match="taken away already"):
+            until("it is taken away", lambda: two.roll("w-2", step_s=0.5) and None)
+        os.kill(workers(two.bus)[1]["pid"], signal.SIGKILL)
+    assert "died meanwhile" in refused[0]
+    (two.directory / "go").touch()
+
+
+def test_new_code_may_join_as_a_client_too(two: Fleet) -> None:
+    """While it is imported and while its entry point runs, as any worker may."""
+    join = f"import aembus\nwith aembus.connect({two.bus!r}): pass"
+    two.code(join, join)
+    assert two.scale(3)["count"] == 3
+    two.roll("w-1")
+
+
+def test_a_successor_that_is_not_waited_for_any_more_holds_up_no_departure(two: Fleet) -> None:
+    """Who leaves meanwhile is gone when the worker has its process again."""
+    two.code(at_start="(here / 'there').touch(); os.kill(os.getpid(), signal.SIGSTOP)")
+    command = [sys.executable, "-m", "tests.support.member", two.bus, "leaver", "--keep", "0"]
+    with program(command) as leaver:
+        leaver.read_until("runs")
+        with meanwhile("roll", lambda: two.roll("w-1", step_s=2.0)) as refused:
+            until("it has joined", (two.directory / "there").exists)
+            leaver.end(signal.SIGKILL)
+        assert "did not run its entry point in time" in refused[0]
+    until("the other one is gone", lambda: "leaver" not in str(statistics(two.bus)["members"]))
+
+
+def test_a_worker_that_gets_its_process_back_has_the_events_of_that(two: Fleet) -> None:
+    """Also if new code has registered others already: those are nobody's, and none is missing."""
+    two.code(at_start=DIES_WHEN_UP)
+    with contextlib.ExitStack() as others:
+        for _ in range(20):  # the more there are, the longer changes are collected
+            others.enter_context(aembus.connect(two.bus))
+        with pytest.raises(aembus.ControlError, match="exit code 7"):
+            two.roll("w-1")
+    points = {point["name"] for point in statistics(two.bus)["points"]}
+    assert points >= {"work", "hold", "wait"}
+    assert "new" not in points
+    assert two.client.point("new").activate() == 0
+    two.code()
+    two.roll("w-1")

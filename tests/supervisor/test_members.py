@@ -79,3 +79,13 @@ def test_spawned_events_of_members_that_have_gone_are_forgotten(some: Members) -
         assert some.registration(event_id) is not None
     assert len(some._known) == CLOSED_MAX
     assert not some._stable_ids
+
+
+def test_what_a_process_has_not_published_is_forgotten_with_it(some: Members) -> None:
+    """Its successor may register something else, however often it dies; ids stay a while."""
+    member = joined(some, "a")
+    for number in range(10 * CLOSED_MAX):
+        (event_id,) = some.register(member, [["point", f"{number}", {}, None]])
+        some.replace_process(member, number)
+        assert some.registration(event_id) is not None
+    assert len(some._known) == len(some._stable_ids) == CLOSED_MAX
