@@ -112,7 +112,8 @@ def add(commands: Commands) -> None:
         type=positive_s,
         default=STOP_TIMEOUT_S,
         metavar="S",
-        help="how long stopping may take before workers are aborted (default: %(default)s)",
+        help="how long stopping may take before workers are aborted: half of it to deliver what is "
+        "queued, half to finish the job in hand (default: %(default)s)",
     )
     parser.add_argument(
         "--handler-timeout",

@@ -42,7 +42,8 @@ class Supervisor:
         lane_bytes: size of the ring between two members, a power of two; a job takes at most
             half of it.
         registry_bytes: how long the registry's document may get.
-        stop_timeout_s: how long stopping may take before workers are aborted.
+        stop_timeout_s: how long stopping may take before workers are aborted: half of it to deliver
+            what is queued, the other half to finish the job in hand.
         handler_timeout_s: for how long a handler may run.  A worker whose handler runs longer gets
             SIGABRT, for which it dumps its stack to standard error, and 2 seconds later SIGKILL;
             it is replaced, and the job counts a death.  None: for ever.
