@@ -109,8 +109,12 @@ class SipFramer:
         return out
 
     def unfinished(self) -> bytes:
-        """What another SipFramer has to be fed to be where this one is."""
-        return (b"\r\n" if self._ping_half else b"") + bytes(self._buffer)
+        """What another SipFramer has to be fed to be where this one is.
+
+        A lone CRLF is none of it: who sends one behind a message owes nothing, so no time-out may
+        run. A ping that a hand-over comes into the middle of gets no answer.
+        """
+        return bytes(self._buffer)
 
     def _cut(self, work: bytes | bytearray, out: list[Message | Answer]) -> int:
         """Put the whole messages at the front of work into out; returns where the rest begins."""

@@ -49,6 +49,7 @@ def main(bus: aembus.Bus) -> None:
     listen("stream", on_room="stream.room")
     listen("idle", idle_s_max=0.3)
     listen("slow", message_s_max=0.3)
+    listen("sip", message_s_max=0.3, framer="examples.telecom.sip_framer:SipFramer")
     listen("few", connections_per_address_max=2)
     listen("patient", idle_s_max=math.inf, message_s_max=1e300)
     odd = f"{__name__}:OddFramer"
@@ -67,6 +68,7 @@ def main(bus: aembus.Bus) -> None:
     @bus.on("ends")
     @bus.on("idle")
     @bus.on("slow")
+    @bus.on("sip")
     @bus.on("few")
     @bus.on("patient")
     @bus.on("odd")
@@ -193,6 +195,18 @@ def test_a_message_that_is_never_whole_ends_its_connection(server: Server) -> No
         loris.send_until_closed(b".", 0.05)
         assert good.ask(b"y") == b"y"
     assert server.count("slow_messages") == before + 1
+
+
+def test_a_lone_crlf_between_sip_messages_is_no_slow_message(server: Server) -> None:
+    """Who sends one behind a message may be silent; who begins a message may not."""
+    with server.connect("sip") as good, server.connect("slow") as loris:
+        good.send(b"\r\n\r\n")
+        assert good.line() == b"\r\n"
+        good.send(b"\r\n")
+        assert loris.ask(b"x") == b"x"
+        loris.send_until_closed(b".", 0.05)
+        good.send(b"\r\n")
+        assert good.line() == b"\r\n"
 
 
 def test_connections_of_one_address_are_bounded(server: Server) -> None:
