@@ -26,6 +26,19 @@ def test_the_first_audio_stream_is_taken_and_the_rest_refused() -> None:
     assert described.startswith(b"v=0\r\no=")
 
 
+def test_a_stream_that_is_offered_with_port_0_stays_off() -> None:
+    """Port 0 says that a stream is not wanted: the next audio stream is taken (RFC 3264 5.1, 6)."""
+    offer = SDP.replace(b"m=", b"m=audio 0 RTP/AVP 8\r\nm=")
+    assert media(answer(offer, b"h")) == [b"m=audio 0 RTP/AVP 8", b"m=audio 9 RTP/AVP 0"]
+
+
+def test_the_time_is_that_of_the_offer() -> None:
+    """The t= line cannot be negotiated (RFC 3264 section 6)."""
+    offer = SDP.replace(b"t=0 0", b"t=2873397496 2873404696")
+    assert b"\r\nt=2873397496 2873404696\r\nm=" in answer(offer, b"h")
+    assert b"\r\nt=0 0\r\nm=" in answer(SDP.replace(b"t=0 0", b"t=now x"), b"h")
+
+
 def test_without_an_offer_one_is_made() -> None:
     """An INVITE without a description gets an offer, of one inactive stream."""
     described = answer(b"", b"2001:db8::1")
