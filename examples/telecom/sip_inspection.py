@@ -60,6 +60,12 @@ def inspect(request: Request, users: frozenset[bytes] | None) -> Refusal | None:
     return None
 
 
+def is_sdp(request: Request) -> bool:
+    """Whether the body, if there is one, is a session description."""
+    content_type = request.get(b"Content-Type") or b""
+    return content_type.partition(b";")[0].strip().lower() == SDP
+
+
 def _is_known(request: Request, users: frozenset[bytes]) -> bool:
     """Whether the address meant exists: To for REGISTER, else the Request-URI.
 
@@ -81,8 +87,7 @@ def _inspect_body(request: Request) -> Refusal | None:
     encoding = request.get(b"Content-Encoding")
     if encoding is not None and encoding.lower() != b"identity":
         return Refusal(415, (ACCEPT, ACCEPT_ENCODING))
-    content_type = request.get(b"Content-Type") or b""
-    if content_type.partition(b";")[0].strip().lower() == SDP:
+    if is_sdp(request):
         return None
     disposition = (request.get(b"Content-Disposition") or b"").lower()
     if b"handling=optional" in disposition.replace(b" ", b""):

@@ -26,13 +26,13 @@ class State(Enum):
     ACCEPTED = "a 2xx is out and repeated"
     COMPLETED = "a final refusal is out"
     CONFIRMED = "it was acknowledged"
-    LOST = "it rang, and the end of its ring is overdue: it is forgotten"
+    LOST = "it is forgotten, though the end of its ring or its ACK has not come"
 
 
 # What may happen to an INVITE in each state, and what becomes of it; all else is ignored.
 TRANSITIONS: dict[State, dict[str, State]] = {
     State.PROCEEDING: {"2xx": State.ACCEPTED, "refusal": State.COMPLETED, "late": State.LOST},
-    State.ACCEPTED: {"ack": State.CONFIRMED, "bye": State.CONFIRMED},
+    State.ACCEPTED: {"ack": State.CONFIRMED, "bye": State.CONFIRMED, "late": State.LOST},
     State.COMPLETED: {"ack": State.CONFIRMED},
     State.CONFIRMED: {"ack": State.CONFIRMED},
     State.LOST: {},

@@ -17,7 +17,8 @@ top Via is no part of the hash: a request within a dialog need not come by the I
 
 Guarantees:
 - A repeated request gets its last response again, for 32 s, and changes nothing.
-- A 2xx to INVITE is repeated (after 0.5 s, doubling to 4 s) until its ACK, for 32 s at most.
+- A 2xx to INVITE is repeated (after 0.5 s, doubling to 4 s) until its ACK, for 32 s at most, and
+  no longer than it is remembered.
 - State is bounded in time and number. Above the limit new calls get 503 and old answers are
   forgotten early; a call that rings is not.
 - `receive` raises nothing, whatever a peer sent.
@@ -37,7 +38,7 @@ from math import inf
 
 from . import sip_sdp
 from .sip_actions import Action, CancelTimer, Close, Count, Send, StartTimer, Wake
-from .sip_inspection import ALLOW, CAPABILITIES, SDP, inspect
+from .sip_inspection import ALLOW, CAPABILITIES, SDP, inspect, is_sdp
 from .sip_memory import Memory
 from .sip_message import Header, Request, Response, SipMessage, build_response, parse, refusal
 from .sip_records import LIFE_S, T2_S, Dialog, State, Transaction, transaction_key
@@ -45,6 +46,7 @@ from .sip_registrar import Registrar
 from .sip_syntax import SipError, SipSyntaxError, parse_number
 
 WAKE_GRAIN_S = 0.02  # wake-ups closer together than this are made one
+WAKE_LATE_S = 1.0  # a wake-up that is overdue by more is asked for again
 FORGET_GRAIN_S = 1.0
 RETRY_AFTER: Header = (b"Retry-After", b"5")
 IN_DIALOG = (b"INVITE", b"BYE", b"OPTIONS")  # methods whose To-tag, if there is one, must be ours
@@ -251,7 +253,7 @@ class SipServer:
     def _final(self, request: Request, status: int, tag: bytes) -> bytes:
         if status != 200:
             return build_response(request, status, tag)
-        offer = request.body if request.get(b"Content-Type") is not None else b""
+        offer = request.body if is_sdp(request) else b""
         host = self._settings.host or request.target.host.strip(b"[]")
         headers = [*self._dialog_headers(request), ALLOW, (b"Content-Type", SDP)]
         return build_response(request, 200, tag, headers, sip_sdp.answer(offer, host))
@@ -364,8 +366,10 @@ class SipServer:
 
     def _remember(self, record: Transaction) -> None:
         gone = self._transactions.put(record)
-        if gone is not None and gone.move("late"):
-            self._ringing -= 1  # its timer may still come: it is taken over then
+        if gone is not None:
+            rang = gone.state is State.PROCEEDING
+            if gone.move("late") and rang:
+                self._ringing -= 1  # its timer may still come: it is taken over then
 
     def _dialog_tag(self, message: SipMessage) -> bytes:
         """The To-tag that every worker gives to this call."""
@@ -392,6 +396,7 @@ class SipServer:
         if self._repeats:
             wake_at = min(wake_at, self._repeats[0][0])
         wake_at = max(wake_at, now + WAKE_GRAIN_S)
-        if wake_at < self._wake_at:
+        is_lost = self._wake_at + WAKE_LATE_S < now  # it was asked for and never came
+        if wake_at < self._wake_at or is_lost:
             self._wake_at = wake_at
             turn.actions.append(Wake(wake_at - now))

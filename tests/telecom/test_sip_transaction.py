@@ -375,6 +375,15 @@ def test_contact_without_an_address_of_our_own() -> None:
     assert b"c=IN IP4 127.0.0.1\r\n" in answer.body
 
 
+def test_a_body_that_is_no_description_is_no_offer() -> None:
+    """An INVITE whose body is optional and another thing gets an offer of our own."""
+    more = [(b"Content-Type", b"text/plain"), (b"Content-Disposition", b"x;handling=optional")]
+    data = request(b"INVITE", more=more).replace(b"Length: 0\r\n\r\n", b"Length: 5\r\n\r\nhello")
+    [answer] = Driver().receive(data)
+    assert answer.status == 200
+    assert b"\r\nm=audio 9 RTP/AVP 0\r\n" in answer.body
+
+
 def test_state_is_bounded_in_number() -> None:
     """Ten times as many calls as there is room for leave no more than the room for them."""
     driver = Driver(records_max=20)
@@ -384,6 +393,26 @@ def test_state_is_bounded_in_number() -> None:
                                to_tag=tag))  # fmt: skip
     assert driver.server.remembered <= 40
     assert driver.counted["calls"] == 200
+
+
+def test_the_200s_that_are_repeated_are_bounded_in_number() -> None:
+    """Of many calls that nobody acknowledges, those are repeated that there is room for."""
+    driver = Driver(records_max=20)
+    for number in range(200):
+        driver.receive(invite(call_id=b"%d" % number, branch=b"z9hG4bK%d" % number))
+    repeated = driver.advance(LIFE_S + 2.0)
+    assert {answer.call_id for answer in repeated} == {b"%d" % n for n in range(180, 200)}
+    assert driver.counted["calls_unacknowledged"] == 20
+
+
+def test_a_wake_up_that_was_lost_is_asked_for_again() -> None:
+    """Whoever carries the actions out may fail: the next message brings the wake-ups back."""
+    driver = Driver()
+    driver.receive(invite())
+    driver.wake_at = None
+    driver.now += 40.0
+    driver.receive(invite(call_id=b"next", branch=b"z9hG4bKnext"))
+    assert statuses(driver.advance(0.6)) == [200]
 
 
 def test_calls_that_ring_are_never_forgotten_for_room() -> None:
