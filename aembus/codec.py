@@ -52,7 +52,7 @@ EXT_LAST: Final = 31
 INT_MIN: Final = -(1 << 63)  # of those that msgpack has itself
 INT_MAX: Final = (1 << 64) - 1
 
-_PLAIN: Final[tuple[Any, ...]] = (int, str, tuple, list, dict, float, bytes)
+_PLAIN: Final[tuple[Any, ...]] = (int, str, list, dict, float, bytes)
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -134,7 +134,7 @@ def _extend(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         number = EXT_SET if isinstance(value, set) else EXT_FROZENSET
         return msgpack.ExtType(number, encode_rich(list(value)))
-    if kind is tuple:
+    if isinstance(value, tuple):  # in a dataclass; of a subclass, too: msgpack asks once a value
         return msgpack.ExtType(EXT_TUPLE, _encode_exactly(list(value)))
     if kind.__name__ == "Decimal" and kind.__module__ in ("decimal", "_decimal", "_pydecimal"):
         return msgpack.ExtType(EXT_DECIMAL, str(value).encode())

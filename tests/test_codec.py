@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import pytest
@@ -79,6 +79,25 @@ def test_what_is_not_plain_arrives_as_it_was(value: object) -> None:
     (arrived,) = codec.decode(codec.encode((value,)))
     assert arrived == value
     assert type(arrived) is type(value)
+
+
+class Pair(NamedTuple):
+    left: int
+    right: int
+
+
+@aembus.portable
+@dataclass
+class Box:
+    content: list[Any]
+
+
+def test_a_tuple_of_a_subclass_travels_in_a_dataclass() -> None:
+    """As a tuple, as one of any class does."""
+    value = Box([Pair(1, 2), {Pair(3, 4): ()}])
+    (arrived,) = codec.decode(codec.encode((value,)))
+    assert arrived == value
+    assert [type(item) for item in (arrived.content[0], *arrived.content[1])] == [tuple, tuple]
 
 
 def test_plain_data_is_plain_msgpack() -> None:
