@@ -44,6 +44,7 @@ class Coroutines:
 
     start: takes what one of them has begun; set by who serves the bus.
     loop: the event loop in which that one does.
+    has_work: says whether jobs wait for that one, since it serves.
     on_end: called when it does no more.
     own_serving: what subscriptions have begun, since nobody else serves (`aembus.subscription`).
     """
@@ -51,6 +52,7 @@ class Coroutines:
     def __init__(self) -> None:
         self.start: Callable[[Begun], None] | None = None
         self.loop: Loop | None = None
+        self.has_work: Callable[[], bool] = lambda: False
         self.on_end: set[Callable[[], None]] = set()
         self.own_serving: Any = None
 

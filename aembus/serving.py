@@ -58,6 +58,7 @@ class Server:
         """Deliver until the runner is stopped, or this is cancelled."""
         loop = self._listener.loop
         self._coroutines.start, self._coroutines.loop = self._start, loop
+        self._coroutines.has_work = self._runner.has_work
         self._cancelled_before = _times_cancelled()
         self._runner.go_on()  # a loop that was closed in the middle of it has left it paused
         with self._listener as listener:

@@ -27,6 +27,8 @@ LEFT: Final = (
     "job.done() before"
 )
 
+GO_ON_S_MAX: Final = 1.0  # jobs may come without an end
+
 _T = TypeVar("_T")
 
 
@@ -58,6 +60,7 @@ class _OwnServing:
     def __init__(self, bus: Subscriber, before: _OwnServing | None) -> None:
         self._bus = bus
         self.users = 0
+        self.ending = False
         self.task = asyncio.get_running_loop().create_task(self._serve(before))
 
     async def _serve(self, before: _OwnServing | None) -> None:
@@ -68,18 +71,33 @@ class _OwnServing:
     async def leave(self) -> None:
         """Serve for one subscription less; the last one waits for the end."""
         self.users -= 1
-        if not self.users:
-            self.task.cancel()
+        try:
+            if not self.users:
+                await self._until_all_is_taken()
+        finally:  # also where who leaves is cancelled: nobody else ends it
+            if not self.users and not self.ending:
+                self.ending = True
+                self.task.cancel()
+        if self.ending:
             await asyncio.wait([self.task])
             if self._bus.coroutines.own_serving is self:
                 self._bus.coroutines.own_serving = None
+
+    async def _until_all_is_taken(self) -> None:
+        # Nobody else would send on what was queued for the event that was closed.
+        loop, coroutines = asyncio.get_running_loop(), self._bus.coroutines
+        until = loop.time() + GO_ON_S_MAX
+        while not coroutines.served or coroutines.has_work():
+            if self.users or self.task.done() or loop.time() >= until:
+                break
+            await asyncio.sleep(0)
 
 
 def _join_own_serving(bus: Subscriber) -> _OwnServing | None:
     serving: _OwnServing | None = bus.coroutines.own_serving
     if serving is None and bus.coroutines.served:
         return None
-    if serving is None or not serving.users:  # it is about to end
+    if serving is None or serving.ending:
         serving = bus.coroutines.own_serving = _OwnServing(bus, serving)
     serving.users += 1
     return serving

@@ -152,6 +152,38 @@ def test_a_loop_that_is_left_without_the_block_loses_nothing(
         assert statistics(bus)["totals"]["delivered"] == 1
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_all_that_is_queued_for_who_leaves_goes_to_the_group(
+    bus_name: str, tmp_path: Path, run: Run, begun: bool
+) -> None:
+    """However much it is, and though nobody serves this bus afterwards."""
+    got: list[int] = []
+
+    async def main(member: aembus.Bus, sibling: aembus.Bus) -> None:
+        async with member.point("p").subscribe(group="g") as jobs:
+            for number in range(200):
+                sibling.activate("p", number)
+            sibling.register("p", lambda event, number: got.append(number), group="g")
+            async for job in jobs:
+                assert job.data == (0,)
+                break
+
+    async def leave_at_once(member: aembus.Bus, sibling: aembus.Bus) -> None:
+        async with member.point("p").subscribe(group="g"):
+            sibling.activate("p", 0)
+            sibling.register("p", lambda event, number: got.append(number), group="g")
+
+    with (
+        aembus.Supervisor(bus_name, state_directory=tmp_path),
+        aembus.connect(bus_name) as member,
+        aembus.connect(bus_name) as sibling,
+    ):
+        run((main if begun else leave_at_once)(member, sibling))
+        wanted = list(range(1, 200)) if begun else [0]
+        until("all of it", lambda: sibling.poll(0.05) * 0 or got == wanted)
+        assert adds_up(statistics(bus_name)["totals"])
+
+
 def test_typed_points_and_calls(bus: str, run: Run) -> None:
     """The data are the instance; a call is answered by job.done(); others' data fail alone."""
 
