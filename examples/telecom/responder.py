@@ -51,6 +51,7 @@ def main(bus: aembus.Bus) -> None:
         point="sip.message",
         framer=FRAMER,
         message_bytes_max=HEAD_BYTES_MAX + BODY_BYTES_MAX,
+        with_peer=True,
         on_worker_death=unavailable if options.on_worker_death == "503" else "redeliver",
     )
     server = SipServer(settings(address, options))
@@ -60,9 +61,9 @@ def main(bus: aembus.Bus) -> None:
     wake_up: Any = None
 
     @bus.on("sip.message", group="sip")
-    def message(event: aembus.Event, connection: int, data: bytes) -> None:
+    def message(event: aembus.Event, connection: int, data: bytes, peer: str) -> None:
         count("messages")
-        carry_out(server.receive(data, connection, time.monotonic()))
+        carry_out(server.receive(data, connection, time.monotonic(), peer))
 
     @bus.on("sip.answer", group="sip")
     def answer(event: aembus.Event, name: bytes, connection: int, response: bytes) -> None:

@@ -114,6 +114,15 @@ class SipMessage:
             return [self._last[name]]
         return [value for header, value in self.headers if header == name]
 
+    def replace_first(self, name: bytes, value: bytes) -> None:
+        """Give the first field of a header that is there another value.
+
+        What was parsed of it before stays as it was.
+        """
+        at = next(number for number, header in enumerate(self.headers) if header[0] == name)
+        self.headers[at] = (name, value)
+        self._last = dict(self.headers)
+
     def get_list(self, name: bytes) -> list[bytes]:
         """The elements of a header, over all its fields, split at commas."""
         return [element for value in self.get_all(name) for element in split_list(value)]

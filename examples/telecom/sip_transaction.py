@@ -43,6 +43,7 @@ from .sip_memory import Memory
 from .sip_message import Header, Request, Response, SipMessage, build_response, parse, refusal
 from .sip_records import LIFE_S, T2_S, Dialog, State, Transaction, transaction_key
 from .sip_registrar import Registrar
+from .sip_source import mark_source
 from .sip_syntax import SipError, SipSyntaxError, parse_number
 
 WAKE_GRAIN_S = 0.02  # wake-ups closer together than this are made one
@@ -111,13 +112,17 @@ class SipServer:
         """How many transactions and dialogs are remembered."""
         return len(self._transactions) + len(self._dialogs)
 
-    def receive(self, data: bytes, connection: int, now: float) -> list[Action]:
-        """Take one whole message that came down a connection."""
+    def receive(self, data: bytes, connection: int, now: float, peer: str = "") -> list[Action]:
+        """Take one whole message that came down a connection.
+
+        Args: peer: the address at its other end, for the Via; "" where it is not known.
+        """
         turn = _Turn(connection, now)
         try:
             message = parse(data)
             if isinstance(message, Request):
                 message.check()
+                mark_source(message, peer)
                 self._request(message, turn)
             else:
                 turn.count("responses_dropped")

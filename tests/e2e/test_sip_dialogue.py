@@ -31,6 +31,11 @@ class Phone:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
+    @property
+    def address(self) -> tuple[bytes, bytes]:
+        host, port = self._socket.getsockname()
+        return host.encode(), b"%d" % port
+
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
@@ -64,6 +69,14 @@ def ringing_phone(bus_name: str, free_port: int) -> Iterator[Phone]:
     """A phone at a responder that lets calls ring for 1.5 s."""
     with sip_responder(bus_name, free_port, "--ring", "1.5"), Phone(free_port) as phone:
         yield phone
+
+
+def test_a_client_learns_its_address(phone: Phone) -> None:
+    """The answer's Via tells the address and port that the request came from, where asked."""
+    phone.send(request().replace(b"branch=z9hG4bK-1", b"branch=z9hG4bK-1;rport"))
+    via = phone.response().vias[0]
+    assert (via.params[b"received"], via.params[b"rport"]) == phone.address
+    assert via.host == b"192.0.2.1"
 
 
 def test_a_call_and_what_belongs_to_none(bus_name: str, phone: Phone) -> None:
