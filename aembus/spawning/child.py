@@ -12,7 +12,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
-import io
 import logging
 import os
 import signal
@@ -127,7 +126,6 @@ def be_child(
     event: Event | None,
     channel: socket.socket,
     parent: int,
-    inherited: int,
 ) -> NoReturn:
     """Run the handler and send what came of it; the process ends with that.
 
@@ -135,14 +133,9 @@ def be_child(
         event: made of the task's recipe; None: that is still to be done.
         channel: for the outcome.
         parent: the nursery's PID.
-        inherited: a descriptor that this process keeps, and none that it forks; -1: none.
     """
     try:
         end_with_parent(parent)
-        os.register_at_fork(after_in_child=channel.close)
-        if inherited >= 0:
-            # As the channel: closed once, and not by number again in what that process forks.
-            os.register_at_fork(after_in_child=io.FileIO(inherited).close)
         atexit._clear()  # what modules registered in the nursery is not this process's
         _like_a_fresh_process()
         outcome = _run(task, event)

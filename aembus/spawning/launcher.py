@@ -25,7 +25,7 @@ from aembus.shm.inbox import Inbox
 from aembus.shm.lanes import Record
 from aembus.spawning import outcome as outcomes
 from aembus.spawning.child import Task
-from aembus.spawning.elsewhere import Elsewhere
+from aembus.spawning.elsewhere import BEGIN_AGAIN_S, Elsewhere
 from aembus.spawning.nursery_process import NurseryProcess, NurseryUseless
 from aembus.spawning.outcome import Outcome
 from aembus.spawning.recipe import Recipe
@@ -119,7 +119,10 @@ class Launcher:
         """
         new = {wanted.event_id: wanted for wanted in events}
         async with self._adopting:
-            errors = await self._make_known(new)
+            try:
+                errors = await self._make_known(new)
+            except OSError as error:  # no descriptor, process or memory
+                errors = dict.fromkeys(new, f"no nursery can be started for it: {error}")
         for event_id, wanted in new.items():
             if event_id not in errors:
                 self._have(wanted)
@@ -262,19 +265,22 @@ class Launcher:
                 return
             await asyncio.sleep(NURSERY_AGAIN_S)
 
+    def on_nursery_lost(self, nursery: NurseryProcess) -> None:
+        """See Parent: another one takes its place, though its children may have still to end."""
+        if nursery is self._nursery:
+            self._nursery = None
+            if not self._closing:
+                log.error("the nursery ended, pid=%d; another one is started", nursery.process.pid)
+                task = asyncio.ensure_future(self._replace_nursery())
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
     def on_nursery_gone(self, nursery: NurseryProcess) -> None:
         """See Parent: none of its children runs any more."""
         self._nurseries.discard(nursery)
-        was_current = nursery is self._nursery
-        if was_current:
-            self._nursery = None
+        self.on_nursery_lost(nursery)
         for number in list(nursery.numbers):
             self._end(number, Failure(CHILD_ENDED, "ended with its nursery"))
-        if was_current and not self._closing:
-            log.error("the nursery ended, pid=%d; another one is started", nursery.process.pid)
-            task = asyncio.ensure_future(self._replace_nursery())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
 
     # --- jobs -----------------------------------------------------------------------------------
 
@@ -347,9 +353,13 @@ class Launcher:
     def on_not_begun(self, number: int, text: str) -> None:
         """See Parent."""
         log.error("no child can be forked, tried again: %s", text)
-        launched = self._launched.pop(number)
+        launched = self._launched.pop(number, None)
+        if launched is None:
+            return  # its nursery's end was heard first
         launched.limit.running -= 1
         self._elsewhere.not_begun(launched.record, launched.event)
+        # Who waits behind it has nobody else to end for him; but not at once: none could be forked.
+        asyncio.get_running_loop().call_later(BEGIN_AGAIN_S, self._begin_next, launched.limit)
 
     def _end(self, number: int, failure: Failure, exit_code: int | None = None) -> None:
         launched = self._launched.pop(number, None)

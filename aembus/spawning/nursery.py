@@ -10,6 +10,8 @@ it; into OUTCOMES write the children alone.
         │ └────── CONTROL: begun, ended ─────────┤
         └──────── OUTCOMES ──────────────────── child: runs the handler
 
+What an import forks, or a child, gets none of these sockets, so that it is not taken for a child.
+
 Guarantees: a module that starts a thread when it is imported is not imported here, and each child
 imports it for itself; the nursery ends with the spawn host, and each child ends with the nursery,
 by PR_SET_PDEATHSIG.  Who reads OUTCOMES and finds its end knows that every child is gone.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import logging
 import os
 import select
@@ -46,7 +49,7 @@ class Nursery:
 
     Args:
         control, outcomes: see above.
-        inherited: a descriptor that children keep, and what they fork does not; -1: none.
+        inherited: a descriptor that children keep; -1: none.
     """
 
     def __init__(
@@ -54,7 +57,11 @@ class Nursery:
     ) -> None:
         self._control = control
         self._outcomes = outcomes
-        self._inherited = inherited
+        # Closed once by what somebody forks, and not by number again in what that forks.
+        kept = io.FileIO(inherited) if inherited >= 0 else None
+        self._shared = [opened for opened in (control, outcomes, kept) if opened is not None]
+        self._forks_child = False
+        os.register_at_fork(after_in_child=self._after_fork)
         self._frames = FrameReader()
         self._events: dict[
             int, tuple[list[Any], Event | None]
@@ -155,22 +162,30 @@ class Nursery:
     def _fork(self, task: Task) -> None:
         event = self._event(task)
         begun_ns = time.monotonic_ns()
+        self._forks_child = True
         try:
             pid = os.fork()
         except OSError as error:
             self._say({"op": "not_begun", "number": task.number, "text": str(error)})
             return
+        finally:
+            self._forks_child = False
         if pid == 0:
             self._become_child(task, event)
         self._children[pid] = task.number
         self._say({"op": "begun", "number": task.number, "pid": pid, "begun_ns": begun_ns})
+
+    def _after_fork(self) -> None:
+        if not self._forks_child:
+            for opened in self._shared:
+                opened.close()
 
     def _become_child(self, task: Task, event: Event | None) -> None:
         self._control.close()
         os.close(self._wake)
         signal.set_wakeup_fd(-1)
         os.close(self._woken)
-        be_child(task, event, self._outcomes, self._pid, self._inherited)
+        be_child(task, event, self._outcomes, self._pid)
 
     def _reap(self) -> None:
         while self._children:

@@ -43,6 +43,9 @@ class Parent(Protocol):
     def on_not_begun(self, number: int, text: str) -> None:
         """No child could be forked for the task."""
 
+    def on_nursery_lost(self, nursery: NurseryProcess) -> None:
+        """The nursery takes no more tasks; its children may run still."""
+
     def on_nursery_gone(self, nursery: NurseryProcess) -> None:
         """The nursery has died, and every child of it is gone."""
 
@@ -84,6 +87,7 @@ class NurseryProcess(asyncio.Protocol):
         self._outcomes = OutcomeReader()
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._checked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._lost = False
         self._gone = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._retired = False
@@ -146,11 +150,15 @@ class NurseryProcess(asyncio.Protocol):
 
         Raises: NurseryUseless if it dies.
         """
+        if self._lost:
+            raise self._useless()
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._checked[event_id] = answer
         frame = {"op": "check", "event_id": event_id, "recipe": recipe.to_frame()}
         self._say({**frame, "late": self.late, "fresh": fresh})
         checked = await answer
+        if self._gone.is_set():  # which was heard before this answer
+            raise self._useless()
         return checked["fits"], checked["error"]
 
     def begin(self, task: Task) -> None:
@@ -237,8 +245,8 @@ class NurseryProcess(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """See asyncio.Protocol."""
-        while_importing = f" while it imported {self._importing!r}" if self._importing else ""
-        gone = NurseryUseless(f"the nursery ended{while_importing}", self._importing, died=True)
+        self._lost = True
+        gone = self._useless()
         waited_for: list[asyncio.Future[Any]] = [self._ready, *self._checked.values()]
         for answer in waited_for:
             if not answer.done():
@@ -246,6 +254,11 @@ class NurseryProcess(asyncio.Protocol):
         self._checked.clear()
         if self.process.poll() is None and not self._retired:
             self.process.send_signal(signal.SIGKILL)
+        self._parent.on_nursery_lost(self)
+
+    def _useless(self) -> NurseryUseless:
+        while_importing = f" while it imported {self._importing!r}" if self._importing else ""
+        return NurseryUseless(f"the nursery ended{while_importing}", self._importing, died=True)
 
     def _on_outcomes_end(self) -> None:
         # The nursery and all of its children have let go of their end: none of them runs.

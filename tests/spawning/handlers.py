@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aembus
+from aembus.spawning.child import PR_SET_PDEATHSIG
 
 
 @dataclass
@@ -94,6 +96,12 @@ def wait_for_file(event: aembus.Event, folder: str, number: int) -> str:
     while not (path / f"go-{number}").exists():
         time.sleep(0.002)
     return f"went-{number}"
+
+
+def wait_without_parent(event: aembus.Event, folder: str, number: int) -> str:
+    """Like `wait_for_file`, in a process that its nursery's end does not end."""
+    assert ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 0) == 0
+    return wait_for_file(event, folder, number)
 
 
 def die_first(event: aembus.Event, deaths: int) -> int:

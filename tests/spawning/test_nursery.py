@@ -35,6 +35,7 @@ class Notes:
         self.begun: dict[int, int] = {}
         self.outcomes: dict[int, Outcome] = {}
         self.ended: dict[int, int] = {}
+        self.lost = False
         self.gone = asyncio.Event()
         self.changed = asyncio.Event()
 
@@ -52,6 +53,10 @@ class Notes:
 
     def on_not_begun(self, number: int, text: str) -> None:
         raise AssertionError(text)
+
+    def on_nursery_lost(self, nursery: NurseryProcess) -> None:
+        assert not self.lost
+        self.lost = True
 
     def on_nursery_gone(self, nursery: NurseryProcess) -> None:
         self.gone.set()
@@ -222,6 +227,26 @@ def test_children_end_with_the_nursery(tmp_path: Path) -> None:
     until("init has reaped them", lambda: not any(map(psutil.pid_exists, pids)))
 
 
+def test_a_dead_nursery_is_asked_nothing_while_a_child_lives_on(tmp_path: Path) -> None:
+    """It would never answer, and the end of its children is for later."""
+
+    async def use(nursery: NurseryProcess, notes: Notes) -> None:
+        nursery.begin(task(1, made, str(tmp_path), 1))
+        until("the child has begun", (tmp_path / "begun-1-1").exists)
+        os.kill(nursery.process.pid, signal.SIGKILL)
+        try:
+            for _ in range(2):
+                with pytest.raises(NurseryUseless, match="the nursery ended"):
+                    await asyncio.wait_for(nursery.check(EVENT, made, fresh=False), 10)
+            assert (notes.lost, notes.gone.is_set()) == (True, False)
+        finally:
+            (tmp_path / "go-1").touch()
+        await asyncio.wait_for(notes.gone.wait(), 20)
+
+    made = recipe(handlers.wait_without_parent)
+    run(made, use)
+
+
 def test_a_retired_nursery_ends_with_its_last_child(tmp_path: Path) -> None:
     """And not before."""
 
@@ -264,6 +289,35 @@ def test_a_module_that_will_not_do_is_told(
         assert raised.value.threads is threads
 
     asyncio.run(main())
+
+
+def test_what_a_module_forks_is_not_taken_for_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A nursery's death is noticed though a process lives on that importing has started."""
+    (tmp_path / "forking.py").write_text(
+        "import os, time\n"
+        f"if os.getpid() != {os.getpid()} and os.fork() == 0:\n"
+        f"    while not os.path.exists({str(tmp_path / 'end')!r}):\n"
+        "        time.sleep(0.01)\n"
+        "    os._exit(0)\n"
+        "def handler(event): return 'done'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import forking  # type: ignore[import-not-found]
+
+    async def use(nursery: NurseryProcess, notes: Notes) -> None:
+        try:
+            nursery.begin(task(1, made))
+            await notes.until(lambda: notes.ended == {1: 0})
+            os.kill(nursery.process.pid, signal.SIGKILL)
+            await asyncio.wait_for(notes.gone.wait(), 10)
+            assert notes.lost
+        finally:
+            (tmp_path / "end").touch()
+
+    made = recipe(forking.handler)
+    run(made, use)
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:

@@ -127,6 +127,25 @@ def test_a_spawn_host_that_does_not_answer_holds_up_nobody(bus: str, me: aembus.
     assert event.children == ()
 
 
+def test_a_killed_nurserys_place_is_taken_while_a_child_lives_on(
+    bus: str, me: aembus.Bus, tmp_path: Path
+) -> None:
+    """Events are registered and jobs begun as ever, and what the child returns counts."""
+    me.register("work", handlers.wait_without_parent, spawn=True, children_max=2, redeliver=False)
+    me.activate("work", str(tmp_path), 0)
+    os.kill(psutil.Process(begun(tmp_path, 0)).ppid(), signal.SIGKILL)
+    try:
+        me.register("who", handlers.whoami, spawn=True)
+        assert me.point("who").call()
+        me.activate("work", str(tmp_path), 1)
+        begun(tmp_path, 1)
+    finally:
+        for number in range(2):
+            (tmp_path / f"go-{number}").touch()
+    nothing_queued(bus)
+    assert letters(bus) == []
+
+
 def test_a_killed_registrants_events_stay_as_its_place_does(bus_name: str, tmp_path: Path) -> None:
     """A worker's replacement registers them again; meanwhile and after, jobs have children."""
     spec = aembus.WorkerSpec("one", f"{THIS}:worker")
