@@ -25,6 +25,7 @@ from aembus.sender import Job
 from aembus.services.base import Caller, HandOver, Host, Service, call
 from aembus.shm import layout
 
+from .gone import Gone
 from .process_exit import (
     asked_exit_code,
     check_process,
@@ -91,7 +92,7 @@ class ExitService(Service):
         self._by_pid: dict[int, Watched] = {}
         self._asked: dict[tuple[int, int, int], tuple[Watched, Watch]] = {}  # by asker and its id
         self._named: dict[str, Watch] = {}
-        self._gone: dict[int, int] = {}  # slot -> the last incarnation that is gone
+        self._gone = Gone()
         self._exits = 0
         self._unknown = 0
         self._given = False  # the watches are another version's
@@ -120,7 +121,7 @@ class ExitService(Service):
 
         Raises: ProcessNotFound, PermissionRefused, ServiceError.
         """
-        if caller.incarnation <= self._gone.get(caller.slot, 0) or name in self._named:
+        if caller in self._gone or name in self._named:
             return
         watched = self._find(pid) or self._add(pid, open_process(pid))
         self._enter(watched, Watch(*caller, watch_id, point, payload, key_hash, name))
@@ -225,7 +226,7 @@ class ExitService(Service):
 
     def on_member_gone(self, slot: int, incarnation: int) -> None:
         """End the watches with handlers of that process."""
-        self._gone[slot] = max(self._gone.get(slot, 0), incarnation)
+        self._gone.add(Caller(slot, incarnation))
         for watched, watch in list(self._asked.values()):
             if watch.point is None and (watch.slot, watch.incarnation) == (slot, incarnation):
                 self._remove(watched, watch)
@@ -252,7 +253,7 @@ class ExitService(Service):
         self._given = True
         data: dict[str, Any] = {
             "watched": [[w.pid, [astuple(watch) for watch in w.watches]] for w in watched],
-            "gone": list(self._gone.items()),
+            "gone": self._gone.to_data(),
             "exits": self._exits,
             "unknown": self._unknown,
         }
@@ -261,7 +262,7 @@ class ExitService(Service):
     async def take_over(self, handed: HandOver) -> None:
         """Go on with the watches of another version; who has ended meanwhile is told of now."""
         data = handed.data
-        self._gone = dict(data["gone"])
+        self._gone = Gone(data["gone"])
         self._exits, self._unknown = data["exits"], data["unknown"]
         descriptors = list(handed.descriptors)
         try:

@@ -25,6 +25,7 @@ from aembus.sender import FULL
 from aembus.services.base import Caller, HandOver, Host, Service, call, numbers_call
 from aembus.shm import layout
 
+from .gone import Gone
 from .slip import SlipHistogram
 from .timer_book import TICK_NS, Entry, TimerBook, tick_of
 from .wheel import TimingWheel
@@ -67,7 +68,7 @@ class TimerService(Service):
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self._owners: dict[Caller, _Owner] = {}
-        self._gone: dict[int, int] = {}  # slot -> the last incarnation that is gone
+        self._gone = Gone()
         self._book = TimerBook(*self._now())
         self._slip = SlipHistogram()
         self._closing = False
@@ -133,7 +134,7 @@ class TimerService(Service):
 
     def _add_owner(self, caller: Caller) -> _Owner | None:
         # What a process sent before it died may arrive after that.
-        if caller.incarnation <= self._gone.get(caller.slot, 0):
+        if caller in self._gone:
             self._dropped += 1
             return None
         owner = _Owner(caller, self._route(caller), TimingWheel(self._now()[0]))
@@ -252,7 +253,7 @@ class TimerService(Service):
 
     def on_member_gone(self, slot: int, incarnation: int) -> None:
         """Drop the timers that name handlers of that process."""
-        self._gone[slot] = max(self._gone.get(slot, 0), incarnation)
+        self._gone.add(Caller(slot, incarnation))
         owner = self._owners.pop(Caller(slot, incarnation), None)
         if owner is not None:
             owner.route.close()
@@ -292,7 +293,7 @@ class TimerService(Service):
         data: dict[str, Any] = {
             "owners": owners,
             "book": self._book.to_data(),
-            "gone": list(self._gone.items()),
+            "gone": self._gone.to_data(),
             "slip": [list(self._slip.counts.items()), self._slip.max_us],
             "expired": self._expired,
             "dropped": self._dropped,
@@ -320,7 +321,7 @@ class TimerService(Service):
         self._book = TimerBook(*self._now())
 
     def _take(self, data: dict[str, Any]) -> None:
-        self._gone = dict(data["gone"])
+        self._gone = Gone(data["gone"])
         for slot, incarnation, wheel, owed in data["owners"]:
             caller = Caller(slot, incarnation)
             owner = _Owner(caller, self._route(caller), TimingWheel.from_data(wheel))

@@ -173,6 +173,7 @@ class Rolling:
         if roll.successor.admitted:
             if member.connection is not None:
                 member.connection.member = None
+            self._forget_process(member.slot, member.incarnation)
             member.pid, member.incarnation, member.connection = pid, incarnation, connection
             self._members.give_back(member, roll.events, roll.stopped)
             member.state = STATE_RUNNING

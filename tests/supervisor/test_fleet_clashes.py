@@ -67,6 +67,31 @@ def die(op, **fields):
 control.request = die
 """
 
+# Starts a timer and watches a process when it is asked to, and tells when either has come.
+USES_SERVICES = """
+import subprocess
+
+@bus.on("use", name="use")
+def use(event):
+    def come(event, *data):
+        bus.activate("answers", "came", os.getpid(), 0, 0)
+
+    bus.service("timer").after(0.01, come)
+    child = subprocess.Popen(["true"])
+    bus.service("exit").watch(child.pid, come)
+    child.wait()
+"""
+
+STARTS_AND_FAILS = """
+def never(event, *data):
+    pass
+
+bus.service("timer").every(0.01, never)
+bus.service("timer").after(3600.0, never)
+bus.service("exit").watch(os.getppid(), never)
+raise ValueError("not today")
+"""
+
 
 @pytest.fixture
 def two(bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
@@ -264,3 +289,25 @@ def test_a_worker_that_gets_its_process_back_has_the_events_of_that(two: Fleet) 
     assert two.client.point("new").activate() == 0
     two.code()
     two.roll("w-1")
+
+
+def test_what_a_successor_had_of_services_ends_with_it(
+    bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its timers and watches; the worker's process goes on with its own, and with new ones."""
+    with fleet(bus_name, tmp_path, monkeypatch, services=["timer", "exit"]) as it:
+
+        def used() -> list[int]:
+            services = {s["name"]: s for s in statistics(bus_name)["services"]}
+            return [services["timer"]["running"], services["exit"]["watches"]]
+
+        it.code(at_start=USES_SERVICES)
+        it.roll()
+        it.code(at_start=STARTS_AND_FAILS)
+        for _ in range(2):
+            with pytest.raises(aembus.ControlError, match="not today"):
+                it.roll()
+            until("nothing is left", lambda: used() == [0, 0])
+            it.got.clear()
+            it.client.activate("use")
+            assert [name for name, *_ in it.wait_for(2)] == ["came", "came"]

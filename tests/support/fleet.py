@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,11 @@ class Fleet:
 
 @contextmanager
 def fleet(
-    bus: str, directory: Path, monkeypatch: pytest.MonkeyPatch, count: int = 1
+    bus: str,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int = 1,
+    services: Sequence[str] = (),
 ) -> Iterator[Fleet]:
     """Run a bus with workers of CODE, and a client that listens to them."""
     module = f"code_{bus.replace('-', '_')}"
@@ -98,7 +102,11 @@ def fleet(
     monkeypatch.syspath_prepend(directory)
     spec = aembus.WorkerSpec("w", f"{module}:main", count=count)
     with aembus.Supervisor(
-        bus, workers=[spec], state_directory=directory / "state", log_level="CRITICAL"
+        bus,
+        services=services,
+        workers=[spec],
+        state_directory=directory / "state",
+        log_level="CRITICAL",
     ):
         with aembus.connect(bus) as client:
             running = Fleet(bus, directory, client)
