@@ -16,7 +16,7 @@ from aembus.errors import BusNotFound
 from aembus.supervisor import letter_file
 from aembus.supervisor.dead_letters import NO_ROOM, DeadLetters
 from aembus.supervisor.letter_file import Letter
-from aembus.supervisor.ownership import BusLock
+from aembus.supervisor.ownership import BusLock, state_owned
 
 BATCH: Final = 100
 ROOM_TIMEOUT_S: Final = 30.0
@@ -120,13 +120,16 @@ class DeadLetterBox:
     ) -> Ids:
         """Remove letters for good; return the ids of those that were there.
 
-        Raises: OSError, BusBroken, ControlError; BusAlreadyRunning if the bus starts meanwhile.
+        Raises: OSError, BusBroken, ControlError; BusAlreadyRunning if the bus starts meanwhile,
+        SupervisorError if another bus that runs keeps its letters there.
         """
         dropped: Ids = []
         if self._control is None:
             lock = BusLock(self._bus)
             try:
-                dropped = DeadLetters(self.path.parent).remove(ids)
+                if self.path.exists():
+                    with state_owned(str(self.path.parent)):
+                        dropped = DeadLetters(self.path.parent).remove(ids)
             finally:
                 lock.release()
             on_progress(len(ids))

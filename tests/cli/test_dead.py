@@ -254,3 +254,16 @@ def test_whatever_the_bus_carries_is_shown(
     assert row.endswith(r"failed: one\ntwo\x1b[31m")
     assert main(["dead", "show", "--all", "--bus", bus]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_the_letters_of_a_bus_that_runs_are_dropped_by_it_alone(
+    bus_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not behind its back, by who names another bus and its directory."""
+    with aembus.Supervisor(bus_name, state_directory=tmp_path, log_level="CRITICAL"):
+        make_letters(bus_name, 2)
+        command = ["dead", "drop", "--all", "--state-directory", str(tmp_path)]
+        assert main([*command, "--bus", f"{bus_name}-not"]) == 1
+        assert "another bus keeps its dead letters in this directory" in capsys.readouterr().err
+        assert main([*command, "--bus", bus_name]) == 0
+        assert capsys.readouterr().out == "dropped: 2 letters\n"
