@@ -207,11 +207,8 @@ def statistics_text(found: dict[str, Any], columns: int | None = None) -> str:
         )
     else:
         blocks.append("services: none")
-    counters: Counter[str] = Counter()
-    for member in found["members"]:
-        counters.update(member["counters"])
-    if counters:
-        blocks.append(f"counters: {named_counts(counters)}")
+    if found["counters"]:
+        blocks.append(f"counters: {named_counts(found['counters'])}")
     return "\n\n".join(blocks)
 
 

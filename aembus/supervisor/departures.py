@@ -103,7 +103,7 @@ class Departures:
                     told = str(error)
                     log.error("member %s cannot leave yet, tried again: %s", member.name, told)
             await asyncio.sleep(AGAIN_S)
-        self._inboxes.remove(member.inbox_id)
+        self._inboxes.remove(member.inbox_id, member.counters)
         self._members.remove(member)
 
     async def _empty(self, member: Member) -> None:

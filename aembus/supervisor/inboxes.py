@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,7 +31,8 @@ class Totals:
 
     A job that was forwarded counts where it went to, not where it came from.  `dropped` were never
     sent: there was no room, and their event is registered with full="drop".  `expired` are those
-    of the dead-lettered ones that were too old; a kill may make one of them count twice.
+    of the dead-lettered ones that were too old; a kill may make one of them count twice.  `failed`
+    is how often a handler raised.
     """
 
     sent: int = 0
@@ -39,6 +41,7 @@ class Totals:
     queued: int = 0
     dropped: int = 0
     expired: int = 0
+    failed: int = 0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
@@ -48,6 +51,7 @@ class Totals:
             self.queued + other.queued,
             self.dropped + other.dropped,
             self.expired + other.expired,
+            self.failed + other.failed,
         )
 
 
@@ -85,6 +89,7 @@ class Inboxes:
         self._lane_bytes = lane_bytes
         self._inboxes: dict[int, _Inbox] = {}
         self.removed = Totals()  # what the inboxes that are no more had carried
+        self.removed_counters: Counter[str] = Counter()  # and their owners' own counters
 
     def name(self, inbox_id: int) -> str:
         """Return the shared name of an inbox."""
@@ -115,9 +120,14 @@ class Inboxes:
         except OSError as error:
             raise no_space(error, self.name(inbox_id), layout.PAGE) from error
 
-    def remove(self, inbox_id: int) -> None:
-        """Remove an inbox; its counts are kept in `removed`."""
+    def remove(self, inbox_id: int, counters: Mapping[str, int]) -> None:
+        """Remove an inbox; its counts are kept in `removed`, its owner's in `removed_counters`.
+
+        Args:
+            counters: the owner's counters, each with its number.
+        """
         self.removed += self.totals(inbox_id)
+        self.removed_counters.update(self.counters(inbox_id, counters))
         inbox = self._inboxes.pop(inbox_id)
         inbox.ringer.close()
         unlink_bell(self._bus, self._nonce, inbox_id)
@@ -127,7 +137,7 @@ class Inboxes:
     def remove_all(self) -> None:
         """Remove every inbox."""
         for inbox_id in list(self._inboxes):
-            self.remove(inbox_id)
+            self.remove(inbox_id, {})
 
     def ring_all(self) -> None:
         """Post every doorbell whose owner sleeps, as a dead producer may have owed them that."""
@@ -162,8 +172,8 @@ class Inboxes:
             dead_lettered += counts.dead_lettered
             queued += counts.queued
             dropped += counts.dropped
-        expired = self.word(inbox_id, layout.EXPIRED)
-        return Totals(sent, delivered, dead_lettered, queued, dropped, expired)
+        expired, failed = (self.word(inbox_id, at) for at in (layout.EXPIRED, layout.FAILED))
+        return Totals(sent, delivered, dead_lettered, queued, dropped, expired, failed)
 
     def finished(self, inbox_id: int) -> int:
         """Return how many records of an inbox are finished."""
@@ -179,6 +189,17 @@ class Inboxes:
     def word(self, inbox_id: int, offset: int) -> int:
         """Return one of the owner's words, by its offset in the layout."""
         return int(self._inboxes[inbox_id].segment.words[offset // 8])
+
+    def counters(self, inbox_id: int, numbers: Mapping[str, int]) -> dict[str, int]:
+        """Return what an inbox's owner has counted.
+
+        Args:
+            numbers: of its counters, by name.
+        """
+        return {
+            name: self.word(inbox_id, layout.COUNTERS + number * layout.WORD)
+            for name, number in numbers.items()
+        }
 
     def in_hand(self, inbox_id: int, *, held: bool = False) -> list[InHand]:
         """Return what an inbox's owner has started and not finished, without disturbing it.

@@ -13,6 +13,7 @@ from aembus.supervisor.dead_letters import DeadLetters
 from aembus.supervisor.inboxes import Inboxes, Survey
 from aembus.supervisor.members import Member, Members
 from aembus.supervisor.services import Services
+from aembus.supervisor.summary import application_counters
 
 
 def bus_statistics(
@@ -58,6 +59,7 @@ def bus_statistics(
         "points": sorted(points.values(), key=lambda p: str(p["name"])),
         "services": loaded,
         "totals": dataclasses.asdict(survey.totals),
+        "counters": dict(application_counters(members, inboxes)),
     }
 
 
@@ -78,13 +80,10 @@ def _member_statistics(member: Member, inboxes: Inboxes, survey: Survey) -> dict
         "held": inboxes.word(member.inbox_id, layout.HELD),
         "retrying": inboxes.word(member.inbox_id, layout.RETRYING),
         "dead_lettered": received.dead_lettered,
-        "expired": inboxes.word(member.inbox_id, layout.EXPIRED),
+        "expired": received.expired,
         "dropped": received.dropped,
-        "failed": inboxes.word(member.inbox_id, layout.FAILED),
+        "failed": received.failed,
         "rescued_wakeups": inboxes.word(member.inbox_id, layout.RESCUED_WAKEUPS),
         "corrupted": inboxes.word(member.inbox_id, layout.CORRUPTED),
-        "counters": {
-            name: inboxes.word(member.inbox_id, layout.COUNTERS + index * layout.WORD)
-            for name, index in member.counters.items()
-        },
+        "counters": inboxes.counters(member.inbox_id, member.counters),
     }

@@ -98,7 +98,7 @@ class SpawnHost:
             try:
                 self.workers.start(Worker(NAME, spec, program=PROGRAM))
             except BaseException:
-                self._inboxes.remove(member.inbox_id)
+                self._inboxes.remove(member.inbox_id, member.counters)
                 raise
         except BaseException:
             self._members.remove(member)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from aembus.shm import layout
 from aembus.supervisor.inboxes import Inboxes
 from aembus.supervisor.members import Member
 
@@ -15,7 +14,8 @@ from aembus.supervisor.members import Member
 class Summary:
     """What a run of the bus came to.
 
-    counters: the workers' application counters, summed by name.
+    delivered, failed, dead_lettered: of all members, those that have left included.
+    counters: what the application has counted, as `application_counters` returns it.
     """
 
     uptime_s: float
@@ -30,11 +30,14 @@ def summarise(
     uptime_s: float, members: Iterable[Member], inboxes: Inboxes, dead_lettered: int, restarts: int
 ) -> Summary:
     """Return it, by what is in the inboxes at the end."""
-    counters: Counter[str] = Counter()
-    failed = 0
+    totals = inboxes.survey().totals
+    counters = dict(application_counters(members, inboxes))
+    return Summary(uptime_s, totals.delivered, totals.failed, dead_lettered, restarts, counters)
+
+
+def application_counters(members: Iterable[Member], inboxes: Inboxes) -> Counter[str]:
+    """Return the members' own counters, summed by name; those that have left are in it."""
+    found = Counter(inboxes.removed_counters)
     for member in members:
-        failed += inboxes.word(member.inbox_id, layout.FAILED)
-        for name, index in member.counters.items():
-            counters[name] += inboxes.word(member.inbox_id, layout.COUNTERS + 8 * index)
-    delivered = inboxes.survey().totals.delivered
-    return Summary(uptime_s, delivered, failed, dead_lettered, restarts, dict(counters))
+        found.update(inboxes.counters(member.inbox_id, member.counters))
+    return found

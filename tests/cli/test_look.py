@@ -128,6 +128,7 @@ def test_a_bus_of_nothing_is_said_in_words() -> None:
             "points": [],
             "services": [],
             "totals": NOTHING,
+            "counters": {},
         }
     )
     assert text.splitlines()[0] == "bus 'quiet', supervisor pid 7, up 1 min 1 s"

@@ -126,6 +126,26 @@ def test_the_bus_is_named_after_the_module(tmp_path: Path, bus_name: str) -> Non
     assert ended.err == ""
 
 
+def test_who_has_left_is_counted(directory: Path, bus_name: str) -> None:
+    """What a worker that is taken away, and a client, did stays in the figures."""
+    with running(directory, "shop.server:main", "--bus", bus_name, "--workers", "2") as run:
+        with aembus.connect(bus_name) as bus:
+            for number in (*range(10), -1, -1):
+                bus.activate("work", number)
+            bus.register("nothing fits", lambda event: None)
+            bus.activate("nothing fits", 1)
+            bus.poll()
+        until("all are done", lambda: buses.statistics(bus_name)["totals"]["delivered"] == 10)
+        until("all have failed", lambda: buses.statistics(bus_name)["totals"]["failed"] == 3)
+        scaled = run_program(directory, [*AEMBUS, "scale", "workers=1", "--bus", bus_name])
+        assert scaled.code == 0
+        assert buses.statistics(bus_name)["counters"] == {"jobs": 12}
+        ended = run.end()
+    summary, counters, *_ = ended.out.splitlines()
+    assert summary.endswith(": 10 jobs delivered, 3 failed, 3 dead-lettered, 0 restarts")
+    assert counters == "jobs 12"
+
+
 def test_a_worker_that_is_killed_is_replaced_and_counted(directory: Path, bus_name: str) -> None:
     """The summary tells of it."""
     with running(directory, "shop.server:main", "--bus", bus_name) as run:
