@@ -26,8 +26,8 @@ class CdrWriter(Service):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
-        self._waiting: list[tuple[list[Any], asyncio.Future[None]]] = []
-        self._records_waiting = 0
+        self._waiting: list[tuple[list[list[Any]], asyncio.Future[None]]] = []
+        self._rows_waiting = 0
         self._changed = asyncio.Condition()
         self._written = 0
         self._repeated = 0
@@ -41,12 +41,15 @@ class CdrWriter(Service):
         """Write records: lists of id, caller, callee, begun_at, ended_at; answered when it is done.
 
         The id makes a record one: who is not sure whether it was written may write it again.
+
+        Raises: ValueError, TypeError: for what is none, with nothing written.
         """
+        rows = [self.row(record) for record in records]  # here: what is none is its caller's fault
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         async with self._changed:
-            await self._changed.wait_for(lambda: self._records_waiting < ROOM_MAX)
-            self._waiting.append((records, done))
-            self._records_waiting += len(records)
+            await self._changed.wait_for(lambda: self._rows_waiting < ROOM_MAX)
+            self._waiting.append((rows, done))
+            self._rows_waiting += len(rows)
             self._changed.notify_all()
         await done
 
@@ -55,9 +58,9 @@ class CdrWriter(Service):
         while True:
             async with self._changed:
                 await self._changed.wait_for(lambda: self._waiting)
-                batch, self._waiting, self._records_waiting = self._waiting, [], 0
+                batch, self._waiting, self._rows_waiting = self._waiting, [], 0
                 self._changed.notify_all()
-            rows = [self.row(record) for records, _ in batch for record in records]
+            rows = [row for given, _ in batch for row in given]
             try:
                 new = await asyncio.to_thread(store.write, self.columns, rows)
             except Exception as error:
@@ -72,7 +75,8 @@ class CdrWriter(Service):
 
     def row(self, record: list[Any]) -> list[Any]:
         """Return the row of a record: id, caller, callee, begun_at, ended_at."""
-        return [*record, self.version]
+        number, caller, callee, begun_at, ended_at = record
+        return [number, caller, callee, begun_at, ended_at, self.version]
 
     # What was taken is written, answered and counted by the version that took it.  What passes on
     # is how many there were before.
@@ -94,5 +98,5 @@ class CdrWriter(Service):
         return {
             "written": self._written,
             "repeated": self._repeated,
-            "waiting": self._records_waiting,
+            "waiting": self._rows_waiting,
         }

@@ -96,6 +96,25 @@ def test_no_record_is_lost_or_doubled_over_upgrades(
     assert {row[2] for row in rows if row[1] == "2"} == {2.5}
 
 
+@pytest.mark.parametrize("version", [VERSION_1, VERSION_2])
+def test_a_record_that_is_none_fails_for_its_caller_alone(
+    bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """The writer refuses what has not the five fields, at once, and goes on."""
+    monkeypatch.setenv("CDR_DATABASE", str(tmp_path / "cdr.sqlite3"))
+    with (
+        aembus.Supervisor(bus_name, services=[version], state_directory=tmp_path),
+        aembus.connect(bus_name) as bus,
+    ):
+        cdr = bus.service("cdr")
+        for record in (5, [], ["1", "alice", "bob", 1.0], ["1", "alice", "bob", 1.0, 2.0, 3.0]):
+            with pytest.raises(aembus.CallFailed, match="unpack"):
+                cdr.write([record])
+        cdr.write([["1", "alice", "bob", 1.0, 2.0]])
+    with closing(sqlite3.connect(tmp_path / "cdr.sqlite3")) as found:
+        assert found.execute("SELECT id FROM cdr").fetchall() == [("1",)]
+
+
 def test_a_batch_that_cannot_be_written_fails_for_its_callers(
     bus_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
