@@ -207,7 +207,7 @@ class CallTable:
     def _call(self, hosted: Hosted, method: Callable[..., Any], record: Record) -> None:
         try:
             result = method(self._caller_of(record), *decode(record.payload))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._refuse(record, error)
             return
         # Asking is slow, and most calls return neither.
@@ -228,6 +228,11 @@ class CallTable:
     async def _answer_later(self, hosted: Hosted, record: Record, result: Awaitable[Any]) -> None:
         try:
             self._answer(record, await result)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self._refuse(record, error)  # what it waited for was cancelled, and not this
         except Exception as error:
             self._refuse(record, error)
         finally:
@@ -236,7 +241,7 @@ class CallTable:
     def _answer(self, record: Record, result: Any) -> None:
         self._answers.result(record.header, result, "")
 
-    def _refuse(self, record: Record, error: Exception) -> None:
+    def _refuse(self, record: Record, error: BaseException) -> None:
         self.failures += 1
         if not isinstance(error, AembusError | ValueError):
             log.error("service call %s failed", self._title(record.event_id), exc_info=error)

@@ -158,7 +158,8 @@ class Hosted:
         except Exception:
             log.exception("service %r version %s failed to stop", self.name, self.label)
 
-    def _said_of_itself(self) -> dict[str, Any]:
+    def said_of_itself(self) -> dict[str, Any]:
+        """Return the service's own statistics; what is no plain data is logged and left out."""
         said = self.ask("statistics") or {}
         try:
             msgpack.packb(said)
@@ -174,7 +175,7 @@ class Hosted:
     def statistics(self) -> dict[str, Any]:
         """Return what `aembus stats` shows of this version."""
         return {
-            **self._said_of_itself(),
+            **self.said_of_itself(),
             "name": self.name,
             "host": HOST_SUPERVISOR,
             "version": self.label,

@@ -104,6 +104,7 @@ class Versions:
         self._last_number = slot << NUMBER_BITS  # no other host's follow it
         self._loads: Counter[tuple[str, str]] = Counter()
         self._codes: list[ServiceCode] = []
+        self._code: ServiceCode | None = None  # of the version that a change is about to start
         self._changing = asyncio.Lock()
         self._closing = False
 
@@ -204,7 +205,8 @@ class Versions:
                     "there is no version to go back to: this one has replaced none, "
                     f"service={name!r}, version={old.label!r}"
                 )
-            return await self._replace(old, old.replaced, hand_over)
+            with self._new_code(old.replaced) as code:
+                return await self._replace(old, code, hand_over)
 
     def drain(self, name: str, version: str | None) -> Hosted:
         """Let nobody new be bound to a version: it is unloaded when its last user lets go.
@@ -271,7 +273,7 @@ class Versions:
                 f"service cannot be made, service={code.spec!r}, error={_said(error)}"
             ) from error
         new.before = old
-        at_switch: dict[str, int] = old.ask("statistics") or {}
+        at_switch = old.said_of_itself()
         begun = time.monotonic()
         old.later = []
         self._table.choose_one_way_calls()
@@ -365,15 +367,17 @@ class Versions:
 
     @contextlib.contextmanager
     def _new_code(self, code: ServiceCode) -> Iterator[ServiceCode]:
-        self._codes.append(code)
+        if code not in self._codes:
+            self._codes.append(code)
+        self._code = code
         try:
             yield code
-        except BaseException:
+        finally:
+            self._code = None
             self._forget_unused()
-            raise
 
     def _forget_unused(self) -> None:
-        used = [h.code for h in self.loaded] + [h.replaced for h in self.loaded]
+        used = [h.code for h in self.loaded] + [h.replaced for h in self.loaded] + [self._code]
         for code in [c for c in self._codes if c not in used]:
             self._codes.remove(code)
             code.forget()

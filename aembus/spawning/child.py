@@ -167,6 +167,7 @@ def _run(task: Task, event: Event | None) -> Outcome:
         result = _deliver(event, task)
         _finish()
     except Refused as error:
+        _finish()
         return Outcome(REFUSED, failure=failure_of(error))
     except SystemExit:
         raise

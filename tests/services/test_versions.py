@@ -392,3 +392,68 @@ def test_calls_that_are_too_many_to_be_kept_stay_in_their_lane(
         upgrading.join()
         until("all have come", lambda: other.list()[-1].figures["total"] == sent)
         assert kept < 1.1 * KEPT_BYTES_MAX
+
+
+def test_a_call_that_waits_for_what_is_cancelled_is_answered(bus: Tallies) -> None:
+    """As one that raises: nobody has cancelled the call itself."""
+    bus.write(
+        "2",
+        "@call\n"
+        "    async def wait_in_vain(self, caller):\n"
+        "        never = asyncio.get_running_loop().create_future()\n"
+        "        never.cancel('no more of it')\n"
+        "        await never\n"
+        "    @call\n"
+        "    def look_in_vain(self, caller):\n"
+        "        never = asyncio.get_running_loop().create_future()\n"
+        "        never.cancel('no more of it')\n"
+        "        return never.result()\n",
+    )
+    bus.box.upgrade("tally")
+    with aembus.connect(bus.bus_name) as member:
+        with pytest.raises(aembus.CallFailed, match=r"CancelledError.*no more of it"):
+            member.service("tally").wait_in_vain()
+        with pytest.raises(aembus.CallFailed, match=r"CancelledError.*no more of it"):
+            member.service("tally").look_in_vain()
+        assert bus.box.list()[0].answering == 0
+
+
+def test_an_upgrade_is_told_whatever_the_old_version_says_of_itself(bus: Tallies) -> None:
+    """Statistics that are no plain data are left out of the answer, too."""
+    bus.write("2", "def statistics(self): return {'total': {1, 2}}")
+    bus.box.upgrade("tally", hand_over=True)
+    bus.write("3")
+    change = bus.box.upgrade("tally", hand_over=True)
+    assert (change.new.version, change.handed_over) == ("3", True)
+    bus.await_versions(("3", RUNNING))
+
+
+def test_a_version_that_starts_keeps_its_modules_while_another_one_goes(
+    bus: Tallies, tmp_path: Path
+) -> None:
+    """What the one that goes leaves behind is not all that nobody uses yet."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    with aembus.connect(bus.bus_name) as old, aembus.connect(bus.bus_name) as new:
+        bound = old.service("tally")
+        bus.write("2")
+        bus.box.upgrade("tally")
+        bus.write(
+            "3",
+            "async def start(self):\n"
+            "        from pathlib import Path\n"
+            f"        Path({str(begun)!r}).touch()\n"
+            f"        while not Path({str(go)!r}).exists():\n"
+            "            await asyncio.sleep(0.01)\n"
+            "    @call\n"
+            "    def has_module(self, caller):\n"
+            "        import sys\n"
+            "        return type(self).__module__ in sys.modules\n",
+        )
+        upgrading = threading.Thread(target=bus.box.upgrade, args=("tally",))
+        upgrading.start()
+        until("version 3 starts", begun.exists)
+        old.release(bound)
+        bus.await_versions(("2", RUNNING))
+        go.touch()
+        upgrading.join()
+        assert new.service("tally").has_module()

@@ -57,6 +57,12 @@ def fail(event: aembus.Event, text: str) -> None:
     raise ValueError(text)
 
 
+def say_and_refuse(event: aembus.Event, text: str) -> None:
+    """Print it, and refuse."""
+    print(text)
+    raise aembus.Refused(text)
+
+
 def refuse(event: aembus.Event, text: str) -> None:
     """Refuse."""
     raise aembus.Refused(text)

@@ -208,6 +208,15 @@ def test_other_kinds_of_handlers() -> None:
     assert answer_of(late, late=(late.handler.module,))[2] == 1
 
 
+def test_what_a_handler_has_printed_that_refuses_is_not_lost(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Its child ends as any process does."""
+    refused, code = outcome_of(recipe(handlers.say_and_refuse), "not mine")
+    assert (refused.kind, code) == (outcome.REFUSED, 0)
+    assert capfd.readouterr().out == "not mine\n"
+
+
 def test_children_end_with_the_nursery(tmp_path: Path) -> None:
     """Killed, it takes each child with it, and that all are gone is told once they are."""
     pids: list[int] = []
