@@ -60,7 +60,7 @@ class Survey(NamedTuple):
 
     totals: those that are no more included.
     by_inbox: by the inbox's number.
-    sent_by: how many records a slot's owners have sent to the inboxes that are.
+    sent_by: how many records a slot's owners have sent.
     """
 
     totals: Totals
@@ -89,6 +89,7 @@ class Inboxes:
         self._lane_bytes = lane_bytes
         self._inboxes: dict[int, _Inbox] = {}
         self.removed = Totals()  # what the inboxes that are no more had carried
+        self._removed_sent: dict[int, int] = {}  # of it what each slot had sent
         self.removed_counters: Counter[str] = Counter()  # and their owners' own counters
 
     def name(self, inbox_id: int) -> str:
@@ -126,7 +127,7 @@ class Inboxes:
         Args:
             counters: the owner's counters, each with its number.
         """
-        self.removed += self.totals(inbox_id)
+        self.removed += self._totals(inbox_id, self._removed_sent)
         self.removed_counters.update(self.counters(inbox_id, counters))
         inbox = self._inboxes.pop(inbox_id)
         inbox.ringer.close()
@@ -159,7 +160,7 @@ class Inboxes:
 
         Each lane is looked at once: there are as many as pairs of members.
         """
-        sent: dict[int, int] = {}
+        sent = dict(self._removed_sent)
         by_inbox = {inbox_id: self._totals(inbox_id, sent) for inbox_id in self._inboxes}
         return Survey(sum(by_inbox.values(), self.removed), by_inbox, sent)
 
@@ -180,8 +181,8 @@ class Inboxes:
         return sum(counts.finished for _, _, counts in self._counts(inbox_id))
 
     def sent_by(self, slot: int) -> int:
-        """Return how many records a slot's owners have sent to the inboxes that are."""
-        sent = 0
+        """Return how many records a slot's owners have sent."""
+        sent = self._removed_sent.get(slot, 0)
         for inbox_id in self._inboxes:
             sent += sum(c.sent for _, producer, c in self._counts(inbox_id) if producer == slot)
         return sent

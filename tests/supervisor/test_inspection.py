@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import aembus
 from aembus.shm import layout, names
 from aembus.shm.lane import LaneCounts
 from aembus.shm.layout import CURSOR_RECORD
 from aembus.supervisor.inboxes import Inboxes, Totals
+from tests.support.running import statistics, until
 
 SLOTS = 4
 
@@ -52,3 +55,26 @@ def test_each_inbox_is_looked_at_once(inboxes: Inboxes, monkeypatch: pytest.Monk
     assert survey.by_inbox[2] == Totals(sent=68, delivered=8, queued=60)
     assert survey.totals == Totals(sent=264, delivered=24, queued=240)
     assert survey.by_inbox[2] == inboxes.totals(2)
+
+
+def test_what_a_member_has_sent_stays_sent(bus_name: str, tmp_path: Path) -> None:
+    """Also when who got it has left, and not taken from whoever has the sender's slot by then."""
+
+    def sent() -> dict[str, int]:
+        return {member["name"]: member["sent"] for member in statistics(bus_name)["members"]}
+
+    with aembus.Supervisor(bus_name, state_directory=tmp_path):
+        with aembus.connect(bus_name, name="taker") as taker:
+            taker.register("job", lambda event: None)
+            taker.publish_registrations()
+            with aembus.connect(bus_name, name="first") as first:
+                assert [first.activate("job") for _ in range(5)] == [1] * 5
+            until("the first has left", lambda: "first" not in sent())
+            second = aembus.connect(bus_name, name="second")
+            assert [second.activate("job") for _ in range(3)] == [1] * 3
+            while taker.poll():
+                pass
+            assert sent()["second"] == 3
+        with second:
+            until("the taker has left", lambda: "taker" not in sent())
+            assert sent()["second"] == 3
