@@ -26,7 +26,7 @@ from aembus.errors import BusBroken, BusNotFound, ControlError, VersionMismatch
 from aembus.routing import STATE_DEGRADED
 from aembus.service_box import LoadedService
 
-STARTING: Final = "starting or stopping"
+STARTING: Final = "starting, stopping, or not answering"
 OTHER_RELEASE: Final = "runs with another release of aembus"
 DEAD_TEXT: Final = "dead, run: aembus clean"
 
