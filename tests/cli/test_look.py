@@ -243,7 +243,7 @@ def test_ls_shows_a_bus_that_does_not_answer_yet(
     )  # fmt: skip
     assert main(["ls"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split(maxsplit=4) == [bus_name, "4711", "-", "-", "starting, stopping, or not answering"]
+    assert lines[1].split(maxsplit=4) == [bus_name, "4711", "-", "-", look.STARTING]
     assert lines[2].split(maxsplit=4) == ["theirs", "-", "-", "-", "another user's"]
 
 
