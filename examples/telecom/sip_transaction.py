@@ -141,7 +141,7 @@ class SipServer:
         turn = _Turn(connection, now)
         invite = self._transactions.get(timer)
         if invite is None:
-            invite = self._take_over(timer, response, turn)
+            invite, response = self._take_over(timer, response, turn)
             turn.count("calls_taken_over")
         elif invite.state is State.PROCEEDING:
             self._ringing -= 1
@@ -293,8 +293,11 @@ class SipServer:
         tag = self._dialog_tag(invite.request)
         self._finish(invite, build_response(invite.request, 487, tag), turn)
 
-    def _take_over(self, timer: bytes, response: bytes, turn: _Turn) -> Transaction:
-        """Make the records of an INVITE that this process never saw from its final response."""
+    def _take_over(self, timer: bytes, response: bytes, turn: _Turn) -> tuple[Transaction, bytes]:
+        """Make the records of an INVITE that this process never saw from its final response.
+
+        Returns: its record, and what to answer: a 487 where a BYE came before.
+        """
         message = parse(response)
         assert isinstance(message, Response), f"not a response={response[:80]!r}"
         forget_at = turn.now + LIFE_S
@@ -305,9 +308,11 @@ class SipServer:
         dialog = self._dialogs.get(tag)
         if dialog is None:
             self._dialogs.put(Dialog(tag, forget_at, number, invite))
+        elif dialog.ended:
+            response = build_response(message, 487, tag)
         elif dialog.invite is not None and dialog.invite.state is State.LOST:
             dialog.invite = invite
-        return invite
+        return invite, response
 
     def _ack(self, request: Request, turn: _Turn) -> None:
         """An ACK is never answered: for a refusal it has the INVITE's key, else a new one."""
@@ -325,7 +330,9 @@ class SipServer:
         dialog = self._dialogs.get(turn.tag)
         self._reply(request, 200, turn)
         turn.count("calls_ended")
-        if dialog is None:
+        if dialog is None:  # it may ring still: in the timer of a worker that is gone
+            number, forget_at = request.cseq.number, turn.now + self._settings.ring_s + LIFE_S
+            self._dialogs.put(Dialog(turn.tag, forget_at, number, ended=True))
             return
         dialog.ended = True
         invite = dialog.invite

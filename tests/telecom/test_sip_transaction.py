@@ -88,6 +88,24 @@ def test_the_answer_of_a_dead_worker() -> None:
     assert statuses(driver.receive(request(b"BYE", branch=b"3", cseq=2, to_tag=tag))) == [200]
 
 
+def test_a_bye_before_the_answer_of_a_dead_worker() -> None:
+    """A call that rang in a worker that is gone, and was ended meanwhile, gets 487 and no 200."""
+    dead = Driver(ring_s=100.0)
+    tag = tag_of(dead.receive(invite(), connection=7))
+    [timer] = dead.timers.values()
+    driver = Driver(ring_s=100.0)
+    bye = request(b"BYE", branch=b"z9hG4bK-2", cseq=2, to_tag=tag)
+    assert statuses(driver.receive(bye)) == [200]
+    driver.advance(100.0)
+    [answer] = driver.fire(timer)
+    assert (answer.status, answer.to.tag, driver.sent[-1][0]) == (487, tag, 7)
+    assert driver.receive(request(b"ACK", to_tag=tag)) == []
+    assert driver.advance(LIFE_S + 2.0) == []
+    assert driver.counted == {"calls_ended": 1, "calls_taken_over": 1, "calls_cancelled": 1}
+    driver.advance(200.0)
+    assert driver.server.remembered == 0
+
+
 def test_the_dialog_of_a_dead_worker() -> None:
     """ACK, re-INVITE, OPTIONS and BYE fit any worker that has the secret, by their To-tag."""
     tag = tag_of(Driver().receive(invite()))
