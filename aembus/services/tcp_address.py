@@ -20,6 +20,11 @@ UNIX: Final = "unix:"
 SYSTEMD: Final = "systemd:"
 UNIX_MODE: Final = 0o600
 FIRST_PASSED: Final = 3  # the first descriptor that systemd passes: sd_listen_fds(3)
+PROBES: Final = {  # after 60 s of silence one each 15 s; the end when four were in vain
+    socket.TCP_KEEPIDLE: 60,
+    socket.TCP_KEEPINTVL: 15,
+    socket.TCP_KEEPCNT: 4,
+}
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
@@ -140,17 +145,21 @@ def unlink_unix(bound: socket.socket, inode: int) -> None:
             os.unlink(path)
 
 
-def send_at_once(made: socket.socket) -> None:
-    """Have no small piece wait until the peer has acknowledged the last one (TCP_NODELAY, tcp(7)).
+def set_tcp_options(made: socket.socket) -> None:
+    """Have no small piece wait for the peer's acknowledgement, and find peers that are no more.
 
-    What a listening socket accepts is as that is.
+    Whose machine was cut off never ends its connection: the kernel probes who is silent, and ends
+    it after two minutes.  What a listening socket accepts is as that is.  Source: tcp(7).
     """
     if made.family != socket.AF_UNIX:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in PROBES.items():
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _listen(bound: socket.socket) -> None:
-    send_at_once(bound)
+    set_tcp_options(bound)
     bound.setblocking(False)
     bound.listen(BACKLOG)
 
@@ -181,6 +190,6 @@ def passed_socket(name: str) -> socket.socket:
     if not passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         passed.close()
         raise ServiceError(f"what systemd has passed does not listen, name={name!r}")
-    send_at_once(passed)
+    set_tcp_options(passed)
     passed.setblocking(False)
     return passed

@@ -8,7 +8,7 @@ from typing import Any
 
 from aembus.errors import ServiceError
 
-from .tcp_address import UNIX, host_and_port, send_at_once
+from .tcp_address import UNIX, host_and_port, set_tcp_options
 from .tcp_listener import Parts
 
 
@@ -49,7 +49,7 @@ async def open_socket(loop: asyncio.AbstractEventLoop, address: str) -> tuple[so
     for family, name in await _candidates(loop, address):
         connected = socket.socket(family, socket.SOCK_STREAM)
         try:
-            send_at_once(connected)
+            set_tcp_options(connected)
             connected.setblocking(False)
             await loop.sock_connect(connected, name)
             return connected, name

@@ -8,7 +8,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
-from aembus.services.tcp_address import bind
+from aembus.services.tcp_address import PROBES, bind
 from aembus.services.tcp_handshakes import Handshakes
 from aembus.services.tcp_limits import REFUSED
 from aembus.services.tcp_listener import REFUSALS_MAX, Listener, find_parts
@@ -96,11 +96,14 @@ def test_a_full_listener_rests_between_refusals() -> None:
         asyncio.run(run(stack))
 
 
-def test_small_pieces_do_not_wait_for_each_other() -> None:
-    """TCP_NODELAY, either way: else a second answer may wait for the peer's delayed ACK, 40 ms."""
+def test_every_socket_sends_at_once_and_looks_for_its_peer() -> None:
+    """Either way: else an answer may wait for a delayed ACK, and who is gone never ends."""
 
-    def sends_at_once(connected: socket.socket) -> bool:
-        return bool(connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+    def check(connected: socket.socket) -> None:
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        for option, value in PROBES.items():
+            assert connected.getsockopt(socket.IPPROTO_TCP, option) == value
 
     async def run(stack: contextlib.ExitStack) -> None:
         bound = stack.enter_context(bind("127.0.0.1:0", reuse_port=False, mode=None))
@@ -108,8 +111,8 @@ def test_small_pieces_do_not_wait_for_each_other() -> None:
         connected, _ = await open_socket(asyncio.get_running_loop(), f"{host}:{port}")
         stack.enter_context(connected)
         accepted = stack.enter_context(bound.accept()[0])
-        assert sends_at_once(connected)
-        assert sends_at_once(accepted)
+        check(connected)
+        check(accepted)
 
     with contextlib.ExitStack() as stack:
         asyncio.run(run(stack))
