@@ -511,9 +511,10 @@ class Bus:
 
         What is queued for this process goes to its groups or to the dead letters; the job in
         hand is finished first.  Called by a handler, or while the bus is served, it takes effect
-        when that has returned, or ended; by a signal handler in the middle of an activation, when
-        that has been made.  A signal handler had better call `stop`, which waits for nobody: what
-        it has interrupted may hold a lock that the thread which runs the bus needs to end.
+        when that has returned, or ended; by a signal handler in the middle of an activation, or in
+        the thread that runs the bus, when that has been made, or has ended.  A signal handler had
+        better call `stop`, which waits for nobody: what it has interrupted may hold a lock that the
+        thread which runs the bus needs to end.
 
         Args:
             keep: for a member with a name: keep its place, with all that is queued, for the next
@@ -521,7 +522,7 @@ class Bus:
         """
         if self._attachment.closed or os.getpid() != self._pid:
             return
-        if self._runner.in_handler() or self.coroutines.served:  # its job is in the inbox
+        if self._runner.in_handler() or self.coroutines.served or self._is_delivering_here():
             self._runner.afterwards(functools.partial(self.close, keep))
             self._runner.stop()
             return
@@ -530,6 +531,11 @@ class Bus:
             return
         with masked:
             self._close(keep)
+
+    def _is_delivering_here(self) -> bool:
+        # A signal handler has interrupted what would find its inbox closed.
+        interrupter = self._interrupter
+        return self._runner.runs_here or (interrupter is not None and interrupter.delivers_here)
 
     def _close(self, keep: bool) -> None:
         self._attachment.closed = True

@@ -171,6 +171,11 @@ class Interrupter:
                 self._inbox.end_sleep()
                 return True
 
+    @property
+    def delivers_here(self) -> bool:
+        """Whether the caller interrupts a delivery, in its thread."""
+        return self._delivering and threading.get_ident() == self.thread
+
     def _finish(self) -> None:
         try:
             self._runner.finish()  # perhaps a handler has closed the bus

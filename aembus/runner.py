@@ -202,7 +202,7 @@ class Runner:
             self._thread.join()
         self._ended = True
         # A signal handler may have interrupted the very thread that runs.
-        if not self._running.locked() or self._runs_in != threading.get_ident():
+        if not self.runs_here:
             with self._running:
                 pass
 
@@ -235,6 +235,7 @@ class Runner:
     def deliver(self) -> int:
         """Deliver one turn and return how many jobs were handled; does not wait."""
         with self._running:
+            self._runs_in = threading.get_ident()
             return self._deliver()
 
     def pause(self) -> None:
@@ -253,9 +254,9 @@ class Runner:
         return self._stopping
 
     @property
-    def is_at_work(self) -> bool:
-        """Whether somebody runs this member now: delivers, or waits for what is to be delivered."""
-        return self._running.locked()
+    def runs_here(self) -> bool:
+        """Whether the caller's own thread is delivering, or waits in `run` or `poll`."""
+        return self._running.locked() and self._runs_in == threading.get_ident()
 
     def due_in_s(self) -> float:
         """Return in how many seconds something is due, without a post: infinity if nothing is."""

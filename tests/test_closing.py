@@ -13,6 +13,7 @@ import pytest
 
 import aembus
 from tests.support.lanes import both_lanes
+from tests.support.running import until
 
 LIMIT_S = 30.0
 Work = Callable[[aembus.Bus], object]
@@ -100,6 +101,37 @@ def test_a_signal_handler_closes_while_threads_wait(echo: str) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("way", ["run", "poll", "interrupt"])
+def test_a_signal_handler_closes_the_bus_that_its_thread_runs(
+    bus: str, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Where it looks for more jobs: it ends as if it had been stopped, and the bus is closed."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: runner.close())
+    delivery: Any = "interrupt" if way == "interrupt" else "run"
+    with aembus.connect(bus, delivery=delivery) as runner, aembus.connect(bus) as other:
+        has_records = runner._inbox.has_records
+        came: list[int] = []
+
+        def is_interrupted() -> bool:
+            if not came and threading.current_thread() is threading.main_thread():
+                came.append(1)
+                signal.raise_signal(signal.SIGUSR1)
+            return has_records()
+
+        monkeypatch.setattr(runner._inbox, "has_records", is_interrupted)
+        runner.register("p", print)
+        if way == "interrupt":
+            other.activate("p")
+        elif way == "run":
+            runner.run()
+        else:
+            runner.poll(LIMIT_S)
+        until("it came", lambda: came)
+        with pytest.raises(aembus.BusClosed):
+            runner.activate("p")
+    signal.signal(signal.SIGUSR1, before)
 
 
 class Interrupted:

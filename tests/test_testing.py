@@ -258,6 +258,18 @@ def test_who_polls_or_runs_lets_the_others_go_on(bus: InProcessBus) -> None:
         two.run()
 
 
+def test_a_member_that_a_thread_runs_is_told(bus: InProcessBus) -> None:
+    """It is none of the test's one thread, so nothing is delivered to it in its turn."""
+    member = bus.connect()
+    member.register("p", print)
+    member.run_in_thread()
+    try:
+        with pytest.raises(aembus.AembusError, match="a thread runs this bus already"):
+            bus.deliver()
+    finally:
+        member.close()
+
+
 def test_time_passes_also_where_somebody_cannot_go_on(bus: InProcessBus) -> None:
     """What is due to who waits in a handler, or was stopped, keeps nobody's clock."""
     one, two = bus.connect(), bus.connect()

@@ -155,14 +155,14 @@ class InProcessBus:
         worked = self._host.run_turn()
         for bus in list(self._buses.values()):
             # Not who waits, in a handler, in `poll` or in `run`: its jobs come after that.
-            if bus.slot in self._buses and not bus._runner.is_at_work:
+            if bus.slot in self._buses and not bus._runner.runs_here:
                 worked += bus._runner.poll(0.0)
         return worked
 
     def _next_due_s(self) -> float:
         # Of who waits, or was stopped, nothing is delivered, however late it gets.
         runners = [bus._runner for bus in self._buses.values()]
-        due_in_s = [r.due_in_s() for r in runners if not (r.is_at_work or r.is_stopping)]
+        due_in_s = [r.due_in_s() for r in runners if not (r.runs_here or r.is_stopping)]
         return min(self.clock() + min(due_in_s, default=math.inf), self._host.next_due_s())
 
     def _wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
