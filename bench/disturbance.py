@@ -17,7 +17,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,6 +61,7 @@ class Rounds:
         self.recoveries = recoveries
         self.victim, *self._others = observer.worker_names
         self.workers_killed = 0
+        self.with_kills: set[int] = set()  # the rounds, by number, in which somebody was killed
         self._next_kill_s = round_s + FIRST_KILL_S
         self._marks = [(0.0, self._finished())]
 
@@ -80,6 +81,7 @@ class Rounds:
         if int(self._next_kill_s / self._round_s) % 2 == 0:
             self._next_kill_s = (int(now_s / self._round_s) + 2) * self._round_s + FIRST_KILL_S
         self.workers_killed += 1
+        self.with_kills.add(len(self._marks) - 1)
         return f"worker {self.victim}"
 
     def _kill(self) -> bool:
@@ -97,9 +99,14 @@ class Rounds:
                 in zip(self._marks, self._marks[1:], strict=False)]  # fmt: skip
 
 
-def ratios(rates: Sequence[float]) -> list[float]:
-    """Return what each odd round's rate is to the mean of its two neighbours'."""
-    return [rates[n] / ((rates[n - 1] + rates[n + 1]) / 2) for n in range(1, len(rates) - 1, 2)]
+def ratios(rates: Sequence[float], with_kills: Collection[int]) -> list[float]:
+    """Return what each odd round's rate is to the mean of its two neighbours'.
+
+    Args:
+        with_kills: the rounds in which somebody was killed; no others are compared.
+    """
+    odd = range(1, len(rates) - 1, 2)
+    return [rates[n] / ((rates[n - 1] + rates[n + 1]) / 2) for n in odd if n in with_kills]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,18 +119,25 @@ def _run(options: argparse.Namespace) -> int:
     described = machine.describe()
     drivers = {lane: LANES[lane] for lane in options.lanes if LANES[lane].missing() is None}
     print(describe(described, {d.name: d.version() for d in drivers.values()}), flush=True)
+    for lane in options.lanes:
+        if lane not in drivers:
+            print(f"  left out: {LANES[lane].name}: {LANES[lane].missing()}", flush=True)
     rows = [["", "others, undisturbed", "ratio", "least to greatest", "kills",
-             "worker back, p50", "p99", "jobs", "wrong"]]  # fmt: skip
+             "rounds compared", "worker back, p50", "p99", "jobs", "wrong"]]  # fmt: skip
     cells: list[dict[str, Any]] = []
     failed = False
     for load in options.loads:
         for lane, driver in drivers.items():
-            report, rates = _measure(lane, LOADS[load], options)
-            found, recovery = Spread.of(ratios(rates)), report.recovery_ms()
+            report, rates, with_kills = _measure(lane, LOADS[load], options)
+            compared, recovery = ratios(rates, with_kills), report.recovery_ms()
+            if not compared:
+                raise RuntimeError("nobody was killed in any round; take longer ones (--round-s)")
+            found = Spread.of(compared)
             failed = failed or bool(report.failures)
             rows.append([f"{load}, {driver.name}",
                          f"{Spread.of(rates[::2]).median:,.0f} jobs/s", f"{found.median:.0%}",
                          f"{found.least:.0%} to {found.greatest:.0%}", str(report.workers_killed),
+                         f"{len(compared)} of {options.pairs}",
                          *(f"{recovery[name]:.0f} ms" if recovery else "-"
                            for name in ("p50", "p99")),
                          f"{report.accounts.delivered:,}",
@@ -139,7 +153,10 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _measure(lane: str, apart: bool, options: argparse.Namespace) -> tuple[Report, list[float]]:
+def _measure(
+    lane: str, apart: bool, options: argparse.Namespace
+) -> tuple[Report, list[float], set[int]]:
+    """Return the run, the others' rate in each round, and in which rounds there were kills."""
     rounds: list[Rounds] = []
 
     def sabotage(producers: Producers, observer: Observer, recoveries: Recoveries) -> Rounds:
@@ -165,7 +182,7 @@ def _measure(lane: str, apart: bool, options: argparse.Namespace) -> tuple[Repor
         report = run.run()
     finally:
         line.end()
-    return report, rounds[0].rates()
+    return report, rounds[0].rates(), rounds[0].with_kills
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

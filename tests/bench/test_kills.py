@@ -113,7 +113,9 @@ def test_kills_are_tried_and_told(tmp_path: Path) -> None:
 
 def test_a_disturbed_round_is_compared_with_its_neighbours() -> None:
     """A machine that grows slower all the time disturbs nobody."""
-    assert ratios([100.0, 81.0, 80.0, 35.0, 60.0]) == [0.9, 0.5]
+    rates = [100.0, 81.0, 80.0, 35.0, 60.0]
+    assert ratios(rates, {1, 3}) == [0.9, 0.5]
+    assert ratios(rates, {3}) == [0.5]  # nobody was killed in the other: that says nothing
 
 
 def test_the_disturbance_is_measured(tmp_path: Path) -> None:
