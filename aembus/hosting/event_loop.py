@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from aembus.errors import SupervisorError
+from aembus.hosting.threads import Threads
 
 VARIABLE: Final = "AEMBUS_LOOP"
 ASYNCIO: Final = "asyncio"
@@ -55,6 +56,7 @@ def run(main: Coroutine[Any, Any, _T]) -> _T:
         if chosen_loop() == UVLOOP:
             factory = importlib.import_module(UVLOOP).new_event_loop
         with asyncio.Runner(loop_factory=factory) as runner:
+            runner.get_loop().set_default_executor(Threads())
             return runner.run(main)
     finally:
         main.close()

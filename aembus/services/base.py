@@ -1,10 +1,10 @@
 """The contract of a service: what it offers, what it is asked, and what its host does for it.
 
 A service runs in the event loop of its host, so nothing here may block: what has to goes into
-``await asyncio.to_thread(...)``.  Members reach its calls through lanes; it reaches them by
-activating points or by sending to one member.  A destination that is full never stops the service:
-what cannot be written yet is parked for that destination, in order, and `Host.congested` says when
-a source should pause.
+``await asyncio.to_thread(...)``; stop() waits for that, else it may be left behind at the end.
+Members reach its calls through lanes; it reaches them by activating points or by sending to one
+member.  A destination that is full never stops the service: what cannot be written yet is parked
+for that destination, in order, and `Host.congested` says when a source should pause.
 
 The life of one loaded version, each step in the host's event loop:
 

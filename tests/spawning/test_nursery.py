@@ -209,9 +209,10 @@ def test_other_kinds_of_handlers() -> None:
 
 
 def test_what_a_handler_has_printed_that_refuses_is_not_lost(
-    capfd: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its child ends as any process does."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     refused, code = outcome_of(recipe(handlers.say_and_refuse), "not mine")
     assert (refused.kind, code) == (outcome.REFUSED, 0)
     assert capfd.readouterr().out == "not mine\n"
