@@ -105,7 +105,7 @@ class Attachment:
         if order == "stop":
             self._handle_stop()
         elif order == "suspend":
-            self._suspension = Suspension(self._runner, self.membership)
+            self._suspension = Suspension(self._runner, self.membership, frame["number"])
         elif self._suspension is not None and order == "resume":
             self._suspension.resume()
         elif self._suspension is not None and order == "retire":

@@ -70,6 +70,7 @@ class Runner:
         self._await_bus = await_bus
         self._looking = Looking(WAKE_UP_S)
         self._running = threading.Lock()
+        self._suspending = threading.Lock()  # one after the other: each makes deliveries go on
         self._runs_in = 0  # the thread that holds it
         self._ended = False  # nobody may run any more
         self._stopping = False
@@ -183,14 +184,15 @@ class Runner:
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
         """Keep deliveries out, after the job in hand; they go on behind the block."""
-        self.interrupt()
-        with self._running:
-            self._runs_in = threading.get_ident()
-            self._stopping = False
-            self._event_struct.go_on()
-            yield
-            if self._stop_asked:
-                self.interrupt()
+        with self._suspending:
+            self.interrupt()
+            with self._running:
+                self._runs_in = threading.get_ident()
+                self._stopping = False
+                self._event_struct.go_on()
+                yield
+                if self._stop_asked:
+                    self.interrupt()
 
     def _rebind(self, event_struct: EventStruct, inbox: Inbox, calls: Calls) -> None:
         self._event_struct, self._inbox, self._calls = event_struct, inbox, calls

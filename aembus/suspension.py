@@ -28,11 +28,13 @@ class Suspension:
 
     Args:
         runner, membership: the member's.
+        number: of the supervisor's, for its answer.
     """
 
-    def __init__(self, runner: Runner, membership: Membership) -> None:
+    def __init__(self, runner: Runner, membership: Membership, number: int) -> None:
         self._runner = runner
         self._membership = membership
+        self._number = number
         self._over = threading.Event()
         threading.Thread(target=self._run, name="aembus-suspension", daemon=True).start()
 
@@ -43,7 +45,7 @@ class Suspension:
             if self._over.is_set():
                 return
             with membership.sender.held_back():
-                membership.control.tell("suspended")
+                membership.control.tell("suspended", number=self._number)
                 self._over.wait()
                 if not membership.replaced:
                     membership.inbox.open_replies_anew()  # the successor may have taken some

@@ -71,7 +71,7 @@ class Fleet:
         """Take note that a worker stands still, as it was told to."""
         if not isinstance(connection.member, Member):
             raise ControlError(f"join the bus first, pid={connection.pid}")
-        self._standstill.on_suspended(connection.member)
+        self._standstill.on_suspended(connection.member, request["number"])
         return {}
 
     def on_death(self, member: Member) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 from aembus.errors import ControlError
@@ -26,7 +27,9 @@ class Standstill:
     def __init__(self, members: Members, workers: Workers) -> None:
         self._members = members
         self._workers = workers
-        self._awaited: dict[str, asyncio.Future[None]] = {}
+        self._numbers = itertools.count(1)
+        # By worker; the number tells its answer from a late one, to who has given up.
+        self._awaited: dict[str, tuple[int, asyncio.Future[None]]] = {}
         self._changing: dict[str, str] = {}
 
     @contextlib.contextmanager
@@ -71,8 +74,9 @@ class Standstill:
         """
         connection, incarnation = member.connection, member.incarnation
         awaited = asyncio.get_running_loop().create_future()
-        self._awaited[member.name] = awaited
-        connection.push({"push": "suspend"})
+        number = next(self._numbers)
+        self._awaited[member.name] = number, awaited
+        connection.push({"push": "suspend", "number": number})
         try:
             await asyncio.wait_for(awaited, timeout_s)
         except TimeoutError:
@@ -89,15 +93,15 @@ class Standstill:
         if member.incarnation != incarnation or member.connection is not connection:
             raise ControlError(f"its process died meanwhile, worker={member.name!r}")
 
-    def on_suspended(self, member: Member) -> None:
-        """A worker stands still."""
-        awaited = self._awaited.get(member.name)
-        if awaited is not None and not awaited.done():
+    def on_suspended(self, member: Member, number: int) -> None:
+        """A worker stands still, as it was told to under this number."""
+        asked, awaited = self._awaited.get(member.name, (0, None))
+        if awaited is not None and asked == number and not awaited.done():
             awaited.set_result(None)
 
     def on_death(self, member: Member) -> None:
         """A worker's process has died: it will not say that it stands still."""
-        awaited = self._awaited.get(member.name)
+        _, awaited = self._awaited.get(member.name, (0, None))
         if awaited is not None and not awaited.done():
             awaited.set_exception(
                 ControlError(f"its process died meanwhile, worker={member.name!r}")
@@ -105,6 +109,6 @@ class Standstill:
 
     def close(self) -> None:
         """Wait for nobody any more: the bus is about to stop."""
-        for name, awaited in self._awaited.items():
+        for name, (_, awaited) in self._awaited.items():
             if not awaited.done():
                 awaited.set_exception(ControlError(f"the bus stops, worker={name!r}"))

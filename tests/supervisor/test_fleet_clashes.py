@@ -50,6 +50,29 @@ def late(op, **fields):
 control.request = late
 """
 
+# That it stands still comes once it may, the first time.
+STANDS_STILL_LATE = """
+control = bus._membership.control
+tell = control.tell
+firsts = ["suspended"]
+
+def tell_late(op, **fields):
+    while not (here / "late").exists():
+        time.sleep(0.005)
+    tell(op, **fields)
+    (here / "told").touch()
+
+def late(op, **fields):
+    if op in firsts:
+        firsts.remove(op)
+        import threading
+        threading.Thread(target=tell_late, args=(op,), kwargs=fields, daemon=True).start()
+    else:
+        tell(op, **fields)
+
+control.tell = late
+"""
+
 # Asks for events that its predecessor has not, and dies before it can be told that it has them.
 DIES_WHEN_UP = """
 bus.on("new", name="new")(print)
@@ -311,3 +334,56 @@ def test_what_a_successor_had_of_services_ends_with_it(
             it.got.clear()
             it.client.activate("use")
             assert [name for name, *_ in it.wait_for(2)] == ["came", "came"]
+
+
+def test_who_stands_still_too_late_is_not_taken_away(two: Fleet) -> None:
+    """What it says of an attempt that was given up is not taken for the next one's."""
+    two.code(at_start=STANDS_STILL_LATE)
+    two.roll("w-2")
+    two.code()
+    with pytest.raises(aembus.ControlError, match=r"wait longer.*now=2"):
+        two.control.request("scale", kind="w", count=1, step_s=1.0, timeout_s=60.0)
+    go, late = two.directory / "go", two.directory / "late"
+    for _ in names(two):
+        two.client.activate("wait", str(go))
+    two.wait_for(2)
+    with meanwhile("scale", lambda: two.scale(1)) as refused:
+        with pytest.raises(aembus.ControlError, match="taken away already"):
+            until("it is taken away", lambda: two.roll("w-2", step_s=0.5) and None)
+        late.touch()
+        until("it has said so", (two.directory / "told").exists)
+        for _ in range(20):  # it has been heard by then, most probably
+            assert names(two) == ["w-1", "w-2"]
+        go.touch()
+    assert refused == []
+    assert names(two) == ["w-1"]
+    until("all is done", lambda: not statistics(two.bus)["totals"]["queued"])
+    assert statistics(two.bus)["totals"]["dead_lettered"] == 0
+
+
+def test_who_is_to_stand_still_again_does_so(two: Fleet) -> None:
+    """Also while an attempt that was given up has not come to its end, since a handler runs."""
+    runner, in_handler, go = two.client._runner, threading.Event(), threading.Event()
+
+    def handle(event: aembus.Event) -> None:
+        in_handler.set()
+        go.wait()
+
+    def stand_still() -> None:
+        with runner.suspended():
+            pass
+
+    two.client.register("busy", handle)
+    for _ in range(30):
+        in_handler.clear()
+        go.clear()
+        two.client.activate("busy")
+        in_handler.wait()
+        attempts = [threading.Thread(target=stand_still, daemon=True) for _ in range(2)]
+        for attempt in attempts:
+            attempt.start()
+        until("it is told to", lambda: runner.is_stopping)
+        go.set()
+        for attempt in attempts:
+            attempt.join(10.0)
+            assert not attempt.is_alive()
