@@ -5,8 +5,8 @@ Who uses it: sip_transaction, in each worker on its own.
 
 Guarantees:
 - All or nothing: a REGISTER that is refused changes no binding.
-- Bounded: contacts per address and addresses are limited; what has expired is forgotten when its
-  address is next looked at, or when room is needed.
+- Bounded: contacts per address, their bytes and addresses are limited; what has expired is
+  forgotten when its address is next looked at, or when room is needed.
 
 Not promised: bindings do not outlive their worker, and workers do not share them. Calls do
 (see sip_transaction); a registrar that must would keep its bindings elsewhere.
@@ -24,6 +24,7 @@ EXPIRES_DEFAULT_S = 3600
 EXPIRES_MIN_S = 60
 EXPIRES_MAX_S = 86400
 CONTACTS_MAX = 16  # of one address of record
+CONTACTS_BYTES_MAX = 8 * 1024  # of these, as a 200 lists them: it has to fit into a head
 _DELTA_MAX = 2**32 - 1
 
 
@@ -79,13 +80,14 @@ class Registrar:
             for identity, binding in self._bindings.get(address, {}).items()
             if binding.expires_at > now
         }
+        before = dict(bindings)
         number, call_id = request.cseq.number, request.call_id
         if wishes is None:  # "*": all of them
             wishes = [_Wish(identity, held.contact, 0) for identity, held in bindings.items()]
         for identity, contact, expires_s in wishes:
             if 0 < expires_s < EXPIRES_MIN_S:
                 return Answer(423, ((b"Min-Expires", b"%d" % EXPIRES_MIN_S),))
-            held = bindings.get(identity)
+            held = before.get(identity)
             if held is not None and held.call_id == call_id and number <= held.cseq:
                 return Answer(500, ())
             if expires_s:
@@ -93,13 +95,16 @@ class Registrar:
                 bindings[identity] = Binding(contact, expires_at, call_id, number)
             else:
                 bindings.pop(identity, None)
-        if len(bindings) > CONTACTS_MAX or not self._has_room(address, now):
+        contacts = tuple((b"Contact", _written(held, now)) for held in bindings.values())
+        contacts_bytes = sum(len(value) for _, value in contacts)
+        if len(bindings) > CONTACTS_MAX or contacts_bytes > CONTACTS_BYTES_MAX:
+            return Answer(503, ((b"Retry-After", b"60"),))
+        if not self._has_room(address, now):
             return Answer(503, ((b"Retry-After", b"60"),))
         if bindings:
             self._bindings[address] = bindings
         else:
             self._bindings.pop(address, None)
-        contacts = tuple((b"Contact", _written(held, now)) for held in bindings.values())
         return Answer(200, contacts)
 
     def _has_room(self, address: bytes, now: float) -> bool:

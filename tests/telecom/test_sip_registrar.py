@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 
 from examples.telecom.sip_message import Header, Request, parse
-from examples.telecom.sip_registrar import CONTACTS_MAX, EXPIRES_MIN_S, Registrar
+from examples.telecom.sip_registrar import (
+    CONTACTS_BYTES_MAX,
+    CONTACTS_MAX,
+    EXPIRES_MIN_S,
+    Registrar,
+)
 from tests.telecom.support import request
 
 NOW = 500.0
@@ -51,6 +56,22 @@ def test_binding_and_query(phone: Phone) -> None:
         [b"<sip:a@h;x>;q=0.5;expires=3000", b"<sip:b@h>;y;expires=3000"],
     )
     assert phone.register(now=NOW + 3600) == (200, [])
+
+
+def test_a_contact_that_is_given_twice(phone: Phone) -> None:
+    """The second one counts: what the same request has just bound is no older binding."""
+    assert phone.register(b"<sip:a@h>;q=0.1", b"<sip:a@H>;q=0.2") == (
+        200,
+        [b"<sip:a@H>;q=0.2;expires=3600"],
+    )
+
+
+def test_contacts_are_bounded_in_bytes(phone: Phone) -> None:
+    """Long contacts are refused before their list is longer than a message may be."""
+    long = b"<sip:a@h>;x=" + b"x" * (CONTACTS_BYTES_MAX // 2)
+    assert phone.register(long)[0] == 200
+    assert phone.register(long.replace(b"a@", b"b@")) == (503, [b"60"])
+    assert len(phone.register()[1]) == 1
 
 
 def test_which_expires_counts(phone: Phone) -> None:
