@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -125,7 +126,9 @@ class Hosted:
         if self.passed_on or self.later is not None:
             return None
         due_ns = self.ask("next_due_ns")
-        return max(int(due_ns), self._not_before_ns) if isinstance(due_ns, int | float) else None
+        if not isinstance(due_ns, int | float) or not math.isfinite(due_ns):
+            return None
+        return max(int(due_ns), self._not_before_ns)
 
     def start_running(self) -> None:
         """Let the service's asyncio body run."""

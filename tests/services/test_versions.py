@@ -285,6 +285,17 @@ def test_a_service_that_raises_in_its_work_stops_nobody(bus: Tallies) -> None:
         assert member.service("tally").add(1) == ["2", 1]
 
 
+def test_a_service_that_wants_to_work_at_no_time_at_all_stops_nobody(bus: Tallies) -> None:
+    """Infinity is never, and the timers of another service in the same host go on."""
+    bus.write("2", "def next_due_ns(self): return float('inf')")
+    bus.box.upgrade("tally")
+    bus.box.load("timer")
+    with aembus.connect(bus.bus_name) as member:
+        fired: list[str] = []
+        member.service("timer").after(0.05, lambda event: fired.append("fired"))
+        until("the timer fires", lambda: member.poll(0.1) and fired, timeout_s=10.0)
+
+
 def test_a_one_way_call_that_raises_stops_nobody(bus: Tallies) -> None:
     """It is counted as a call and as a failure; those around it are made, in order."""
     with (
