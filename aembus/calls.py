@@ -307,7 +307,12 @@ class Calls:
     def everyone(self, point: str) -> tuple[Sequence[Target], list[str]]:
         """Return the concerned events, of each group one, and the names of their members."""
         targets = self._pick(point, IN_TURN)
-        return targets, [self._sender.routing.members[target.slot].name for target in targets]
+        return targets, self._names(targets)
+
+    def _names(self, targets: Sequence[Target]) -> list[str]:
+        # Another thread may know by now that one of them has gone.
+        found = self._sender.routing.members
+        return [found[t.slot].name if t.slot in found else f"slot {t.slot}" for t in targets]
 
     def the_one(self, point: str, key_hash: int) -> Target:
         """Return the one concerned event.  Raises CallFailed if there are none, or several."""
@@ -316,7 +321,7 @@ class Calls:
             return targets[0]
         if not targets:
             raise CallFailed(NOBODY_REGISTERED, f"there is nobody to call, point={point!r}")
-        members = [self._sender.routing.members[target.slot].name for target in targets]
+        members = self._names(targets)
         raise CallFailed(
             SEVERAL_REGISTERED,
             "a call has one answer, and several events are concerned; use call_all, or register "

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ import aembus
 from aembus import calls
 from aembus.codec import decode
 from aembus.looking import Looking
+from aembus.routes import Route
+from aembus.routing import Target
+from aembus.sender import Job
 from aembus.supervisor.dead_letters import DeadLetters
 from aembus.testing import InProcessBus
 from tests.support.calling import LONG_S, THIS, callee, failure, start
@@ -409,3 +413,22 @@ def test_who_calls_looks_for_the_answer_before_it_sleeps(
 
         monkeypatch.setattr(caller._inbox, "wait", sleep)
         assert [caller.point("p").call(number) for number in range(3)] == [0, 1, 2]
+
+
+def test_a_callee_that_goes_while_it_is_picked(bus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another thread of the caller's has heard of it: its answer says so."""
+    with aembus.connect(bus) as caller:
+        goer = aembus.connect(bus)
+        goer.register("p", print)
+        sender = caller._sender
+        pick = sender.pick
+
+        def pick_and_lose(route: Route, job: Job) -> Sequence[Target]:
+            targets = pick(route, job)
+            goer.close()
+            until("it has gone", lambda: goer.slot not in sender.refresh().members)
+            return targets
+
+        monkeypatch.setattr(sender, "pick", pick_and_lose)
+        (answer,) = caller.point("p").call_all(timeout=LONG_S)
+        assert isinstance(answer.error, aembus.CallFailed)
