@@ -24,6 +24,7 @@ from aembus.errors import AembusError, BusClosed, ForkedBusError
 from aembus.event import Event, Handler
 from aembus.events import EventStruct
 from aembus.forks import poison_in_children
+from aembus.kept import Recent, Watched
 from aembus.masking import masked
 from aembus.membership import Membership
 from aembus.numbers_route import NumbersRoute
@@ -75,7 +76,8 @@ class Bus:
         self._interrupter: Interrupter | None = None
         self._on_reconnect: Callable[[], None] | None = None
         self._pid = os.getpid()
-        self._points: dict[str, ActivationPoint] = {}
+        self._points: Recent[ActivationPoint] = Recent()
+        self._points_in_use: Watched[ActivationPoint] = Watched()  # these, and those of the program
         self._counters = Counters(lambda: self._membership)
         self._attachment = Attachment(bus, {"kind": kind, "name": name, "keep_s": keep}, join)
         self._services = ServiceClients(self, self._attachment.membership_or_raise)
@@ -140,7 +142,7 @@ class Bus:
     def _move(self, membership: Membership) -> None:
         # The bus was joined again, and nothing is delivered meanwhile.
         self._counters.move()
-        for point in list(self._points.values()):
+        for point in self._points_in_use:
             point.rebind(membership.sender, membership.calls, membership.awaiting)
         self._services.rejoin()
         if self._on_reconnect is not None:
@@ -285,7 +287,8 @@ class Bus:
             point = ActivationPoint(
                 name, membership.sender, membership.calls, membership.awaiting, self
             )
-            self._points[name] = point
+            self._points_in_use.add(point)
+            self._points.keep(name, point)
             if membership is not self._membership:  # joined again meanwhile, without this point
                 now = self._membership
                 point.rebind(now.sender, now.calls, now.awaiting)

@@ -18,10 +18,11 @@ from aembus import callchain
 from aembus.callchain import Chain
 from aembus.codec import decode, encode
 from aembus.errors import AembusError, CallFailed, CallTimeout
+from aembus.kept import Recent
 from aembus.looking import WAKE_UP_S, Looking
 from aembus.masking import masked
 from aembus.picking import IN_TURN
-from aembus.routes import CallWay, Route
+from aembus.routes import CallWay
 from aembus.routing import SUPERVISOR_SLOT, Target
 from aembus.sender import Job, Sender
 from aembus.shm import layout
@@ -117,8 +118,7 @@ class Calls:
         self._incarnation = incarnation
         self._waiters = waiters
         self._reply_ids = itertools.count(incarnation << 32 | 1)
-        self._routes: dict[str, Route] = {}
-        self._ways: dict[str, CallWay] = {}
+        self._ways: Recent[CallWay] = Recent()
         self._waiting: dict[int, Waiting] = {}
         self._may_answer: set[int] = set()  # slots with memory for their answers
         self._draining = threading.RLock()
@@ -241,17 +241,12 @@ class Calls:
         self._await_by_bell([waiting], deadline)
 
     def _make_way(self, point: str) -> None:
-        way = self._ways.get(point)
-        if way is None:
-            way = self._ways.setdefault(point, CallWay())
-            self._sender.routes.add_short_way(way)
-        self._sender.routes.make_call_publisher(
-            way, self._routes[point], self._may_answer, len(self._may_answer)
-        )
+        way = self._way(point)
+        self._sender.routes.make_call_publisher(way, self._may_answer, len(self._may_answer))
 
     def copy(self, point: str, data: bytes, key_hash: int) -> None:
         """Give the taps of a point a copy of a call's data."""
-        route = self._routes[point]
+        route = self._way(point).route
         if route.queue.taps:
             self._sender.send_copies(route, Job(data, key_hash))
 
@@ -299,10 +294,15 @@ class Calls:
         ]
 
     def _pick(self, point: str, key_hash: int) -> Sequence[Target]:
-        route = self._routes.get(point)
-        if route is None:
-            route = self._routes.setdefault(point, self._sender.route(point))
-        return self._sender.pick(route, Job(b"", key_hash))
+        return self._sender.pick(self._way(point).route, Job(b"", key_hash))
+
+    def _way(self, point: str) -> CallWay:
+        way = self._ways.get(point)
+        if way is None:
+            way = CallWay(self._sender.route(point))
+            self._sender.routes.add_short_way(way)
+            way = self._ways.keep(point, way)
+        return way
 
     def everyone(self, point: str) -> tuple[Sequence[Target], list[str]]:
         """Return the concerned events, of each group one, and the names of their members."""

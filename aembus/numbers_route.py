@@ -27,7 +27,10 @@ class NumbersRoute:
         returns 1; if not, `send` does.
     """
 
-    __slots__ = ("_addressee", "_flags", "_kind", "_sender", "_target", "lanes_opened", "publisher")
+    __slots__ = (
+        *("__weakref__", "_addressee", "_flags", "_kind", "_sender", "_target"),
+        *("lanes_opened", "publisher"),
+    )
 
     def __init__(
         self, sender: Sender, target: Target, kind: int, flags: int = 0, addressee: int = 0

@@ -24,7 +24,7 @@ class OneWay:
         target: the member, and the call's id there.
     """
 
-    __slots__ = ("_sender", "_target", "lanes_opened", "publisher")
+    __slots__ = ("__weakref__", "_sender", "_target", "lanes_opened", "publisher")
 
     def __init__(self, sender: Sender, target: Target) -> None:
         self._sender = sender

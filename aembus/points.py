@@ -51,7 +51,7 @@ def check_point_name(name: object) -> None:
 class ActivationPoint:
     """One point of one bus; get it from `Bus.point` and keep it where activations are frequent."""
 
-    __slots__ = ("_awaiting", "_calls", "_route", "_sender", "bus", "name")
+    __slots__ = ("__weakref__", "_awaiting", "_calls", "_route", "_sender", "bus", "name")
 
     def __init__(
         self,

@@ -6,11 +6,11 @@ for the lanes that were open when it was made; what it cannot do the sender does
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Container, Sequence
 from typing import Final, Protocol
 
 from aembus.gate import Gate
+from aembus.kept import Watched
 from aembus.options import DROP, WAIT
 from aembus.peers import Peers
 from aembus.publisher import Destination, Publisher
@@ -35,7 +35,9 @@ class Route:
         it was made.
     """
 
-    __slots__ = ("generation", "lanes_opened", "point", "publisher", "queue", "turn")
+    __slots__ = (
+        *("__weakref__", "generation", "lanes_opened", "point", "publisher", "queue", "turn"),
+    )
 
     def __init__(self, point: str, turn: int) -> None:
         self.point = point
@@ -47,15 +49,16 @@ class Route:
 
 
 class CallWay:
-    """The short way of the calls at one point.
+    """How calls at one point go: by its route, and the short way for those to one event.
 
     targets: to whom its publisher sends them.
     reply_lanes: of each of those the lane by which it answers; None: not known yet.
     """
 
-    __slots__ = ("lanes_opened", "publisher", "reply_lanes", "targets")
+    __slots__ = ("__weakref__", "lanes_opened", "publisher", "reply_lanes", "route", "targets")
 
-    def __init__(self) -> None:
+    def __init__(self, route: Route) -> None:
+        self.route = route
         self.publisher: CPublisher | None = None
         self.lanes_opened = 0
         self.targets: Sequence[Target] = ()
@@ -91,14 +94,18 @@ class Routes:
         self._reader = reader
         self._peers = peers
         self._routing = routing
-        self._routes: list[Route | ShortWay] = []
+        self._ways: Watched[Route | ShortWay] = Watched()
         self.answer_publishers: dict[int, CPublisher] = {}
         self._refused = False
 
     def add(self, point: str, turn: int) -> Route:
-        """Return a fresh route; `turn` is where it begins with activations without a key."""
+        """Return a fresh route, which goes with who has it.
+
+        Args:
+            turn: where it begins with activations without a key.
+        """
         route = Route(point, turn)
-        self._routes.append(route)
+        self._ways.add(route)
         return route
 
     def make_publisher(self, route: Route) -> None:
@@ -131,12 +138,11 @@ class Routes:
 
     def add_short_way(self, way: ShortWay) -> None:
         """Take its publisher from `way` whenever the bus changes, until `remove_short_way`."""
-        self._routes.append(way)
+        self._ways.add(way)
 
     def remove_short_way(self, way: ShortWay) -> None:
         """Take back `add_short_way`.  Idempotent."""
-        with contextlib.suppress(ValueError):
-            self._routes.remove(way)
+        self._ways.remove(way)
 
     def make_short_way(
         self, way: ShortWay, target: Target, kind: int, flags: int, addressee: int
@@ -155,9 +161,7 @@ class Routes:
             way.lanes_opened = self._peers.lanes_opened
             self._drop_if_too_late(way)
 
-    def make_call_publisher(
-        self, way: CallWay, route: Route, answering: Container[int], answerers: int
-    ) -> None:
+    def make_call_publisher(self, way: CallWay, answering: Container[int], answerers: int) -> None:
         """Make the short way of the calls at a point, if one event is concerned by each.
 
         Args:
@@ -168,6 +172,7 @@ class Routes:
         if way.lanes_opened == made_of or CPublisher is None:
             return
         with self._gate.alone() as alone:
+            route = way.route
             queue = route.queue
             if not alone or not self._is_current(route):
                 return
@@ -234,7 +239,7 @@ class Routes:
 
     def drop_publishers(self) -> None:
         """Let the next activations go the long way."""
-        for way in self._routes:
+        for way in self._ways:
             _drop(way)
         self.answer_publishers.clear()
 

@@ -153,12 +153,12 @@ class Routing:
         """Return the wait queue of a point; empty where nobody registered."""
         queue = self._queues.get(point)
         if queue is None:
-            queue = self._queues[point] = self._compile(self.points.get(point, ()))
+            if point not in self.points:
+                return EMPTY  # not kept: names of points may come and go without an end
+            queue = self._queues[point] = self._compile(self.points[point])
         return queue
 
     def _compile(self, registrations: Sequence[Sequence[Any]]) -> WaitQueue:
-        if not registrations:
-            return EMPTY
         everyone: list[Target] = []
         groups: dict[str, list[Target]] = {}
         by_load: set[str] = set()

@@ -19,6 +19,7 @@ from typing import Any, Final, final
 from aembus.codec import encode
 from aembus.codec import key_hash as hash_of_key
 from aembus.errors import AembusError
+from aembus.kept import Recent, Watched
 from aembus.numbers_route import NumbersRoute
 from aembus.options import DROP
 from aembus.picking import IN_TURN
@@ -84,7 +85,8 @@ class Outgoing:
         self._sender = sender
         self._on_lost = on_lost
         self._parking = Parking(PARKED_BYTES_MAX)
-        self._routes: dict[str, Route] = {}
+        self._routes: Recent[Route] = Recent()
+        self._routes_in_use: Watched[Route] = Watched()  # these, and those of points of services
         self._sources = itertools.count(first_source)
         self._told = ""  # the last error that was logged
 
@@ -101,7 +103,9 @@ class Outgoing:
     def _route(self, point: str) -> Route:
         route = self._routes.get(point)
         if route is None:
-            route = self._routes[point] = self._sender.route(point)
+            route = self._sender.route(point)
+            self._routes_in_use.add(route)
+            self._routes.keep(point, route)
         return route
 
     def activate(
@@ -195,7 +199,7 @@ class Outgoing:
         if parked.repeats and self._parking.waits_for(lane, parked.source):
             return 0
         if not len(self._parking):
-            for route in self._routes.values():
+            for route in self._routes_in_use:
                 route.publisher, route.lanes_opened = None, 0
         size_bytes = len(parked.job.payload) + PARKED_ITEM_BYTES
         self._parking.park(lane, parked, size_bytes, parked.source)
