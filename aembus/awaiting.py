@@ -18,6 +18,7 @@ from aembus.errors import AembusError, CallFailed, CallTimeout
 from aembus.listening import LoopListener
 from aembus.options import WAIT
 from aembus.picking import IN_TURN
+from aembus.refusals import no_timeout
 from aembus.routes import Route
 from aembus.routing import Target
 from aembus.sender import FAILS, FULL, LOOK_AGAIN_S, Job, Sender
@@ -63,7 +64,10 @@ class Awaiting:
         self, point: str, data: bytes, key_hash: int, timeout_s: float, redeliver: bool
     ) -> Any:
         """See ActivationPoint.call_async."""
-        deadline = time.monotonic() + timeout_s
+        try:
+            deadline = time.monotonic() + timeout_s
+        except TypeError:
+            raise no_timeout(timeout_s) from None
         flags = layout.FLAG_REDELIVER if redeliver else 0
         with self.listener:
             while True:
@@ -96,7 +100,10 @@ class Awaiting:
     async def _ask(
         self, target: Target, name: str, point: str, data: bytes, timeout_s: float
     ) -> Answer:
-        deadline = time.monotonic() + timeout_s
+        try:
+            deadline = time.monotonic() + timeout_s
+        except TypeError:
+            raise no_timeout(timeout_s) from None
         refusal: AembusError | None = None
         with self._call() as (waiting, future):
             try:

@@ -22,6 +22,7 @@ from aembus.kept import Recent
 from aembus.looking import WAKE_UP_S, Looking
 from aembus.masking import masked
 from aembus.picking import IN_TURN
+from aembus.refusals import no_timeout
 from aembus.routes import CallWay
 from aembus.routing import SUPERVISOR_SLOT, Target
 from aembus.sender import Job, Sender
@@ -137,7 +138,10 @@ class Calls:
         Raises: CallTimeout, CallFailed with what the other side raised, InboxFull, BusBroken,
         OutOfSharedMemory.
         """
-        deadline = self._sender.clock() + timeout_s
+        try:
+            deadline = self._clock() + timeout_s
+        except TypeError:
+            raise no_timeout(timeout_s) from None
         waiting = self.begin()
         try:
             job = self._job(waiting, target, encode(data), IN_TURN, 0, deadline)
@@ -161,7 +165,10 @@ class Calls:
         redeliver: bool,
     ) -> Any:
         """See ActivationPoint.call."""
-        deadline = self._clock() + timeout_s
+        try:
+            deadline = self._clock() + timeout_s
+        except TypeError:
+            raise no_timeout(timeout_s) from None
         way = self._ways.get(point)
         if (
             way is not None
@@ -265,7 +272,10 @@ class Calls:
 
     def call_all(self, point: str, data: bytes, timeout_s: float) -> list[Answer]:
         """See ActivationPoint.call_all."""
-        deadline = self._sender.clock() + timeout_s
+        try:
+            deadline = self._clock() + timeout_s
+        except TypeError:
+            raise no_timeout(timeout_s) from None
         targets, names = self.everyone(point)
         calls: list[Waiting] = []
         errors: list[AembusError | None] = [None] * len(targets)

@@ -39,6 +39,13 @@ def no_room(
     )
 
 
+def no_timeout(timeout: object) -> TypeError:
+    """Return what to raise for a time-out that is none."""
+    return TypeError(
+        f"a time-out is a number of seconds, or math.inf: for ever, timeout={timeout!r}"
+    )
+
+
 def too_large(size_bytes: int, size_bytes_max: int) -> JobTooLarge:
     """Return what to raise for a payload that is longer than a lane takes."""
     return JobTooLarge(

@@ -18,6 +18,7 @@ from aembus.calls import Calls
 from aembus.errors import AembusError, BusBroken
 from aembus.events import EventStruct
 from aembus.looking import WAKE_UP_S, Looking
+from aembus.refusals import no_timeout
 from aembus.shm import layout
 from aembus.shm.inbox import Inbox
 
@@ -120,6 +121,8 @@ class Runner:
 
     def poll(self, timeout_s: float) -> int:
         """Deliver what is there, waiting for the first job; return how many were handled."""
+        if not isinstance(timeout_s, int | float):
+            raise no_timeout(timeout_s)
         if not self._await_bus(timeout_s):
             return 0
         self.check_free()

@@ -27,7 +27,7 @@ from aembus.gate import Decision, Deferred, Gate
 from aembus.options import DROP, FAIL, WAIT
 from aembus.peers import Peers
 from aembus.picking import IN_TURN, Pick, Picker
-from aembus.refusals import no_room, too_large
+from aembus.refusals import no_room, no_timeout, too_large
 from aembus.room import Awaited, RoomWaiters
 from aembus.routes import NEVER, Route, Routes
 from aembus.routing import Routing, Target
@@ -414,9 +414,7 @@ class Sender:
         try:
             deadline = self.clock() + timeout_s
         except TypeError:
-            raise TypeError(
-                f"a time-out is a number of seconds, or math.inf: for ever, timeout={timeout_s!r}"
-            ) from None
+            raise no_timeout(timeout_s) from None
         while True:
             with self._gate.lock:
                 targets = pick(subject, job.key_hash)

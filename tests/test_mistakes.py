@@ -34,6 +34,8 @@ async def async_stage(event: aembus.Event, *data: object) -> None:
 RESULT: Any = None  # of a function that was called where it was to be named
 NUMBER: Any = 5
 FLOAT: Any = 1.5
+NONE: Any = None
+IS_NO_TIMEOUT = "a number of seconds, or math.inf: for ever, timeout=None"
 
 WRONG: list[tuple[str, Wrong, type[Exception], str]] = [
     ("number for a point", lambda bus: bus.point(NUMBER), TypeError, "point=5"),
@@ -57,6 +59,20 @@ WRONG: list[tuple[str, Wrong, type[Exception], str]] = [
         aembus.RegistrationError,
         "point='p', handler=None",
     ),
+    ("no time-out, call", lambda bus: bus.point("p").call(timeout=NONE), TypeError, IS_NO_TIMEOUT),
+    (
+        "no time-out, call_all",
+        lambda bus: bus.point("p").call_all(timeout=NONE),
+        TypeError,
+        IS_NO_TIMEOUT,
+    ),
+    (
+        "no time-out, call_async",
+        lambda bus: asyncio.run(bus.point("p").call_async(timeout=NONE)),
+        TypeError,
+        IS_NO_TIMEOUT,
+    ),
+    ("no time-out, poll", lambda bus: bus.poll(NONE), TypeError, IS_NO_TIMEOUT),
     ("number for a tap", lambda bus: bus.tap("p", NUMBER), aembus.RegistrationError, "handler=5"),
     ("key of another type", lambda bus: bus.activate("p", key=FLOAT), TypeError, "key=1.5"),
     ("no name for a bus", lambda bus: aembus.connect(RESULT), aembus.OpenError, "name=None"),
