@@ -238,3 +238,10 @@ class _Line(asyncio.Protocol):
         except FramingError as error:
             self._transport.write(error.answer)
             self._transport.close()
+
+
+def tag_of(found: list[Response]) -> bytes:
+    """The To-tag of the last of some responses."""
+    tag = found[-1].to.tag
+    assert tag is not None
+    return tag
