@@ -39,7 +39,7 @@ from aembus.sender import Sender
 from aembus.service_clients import ServiceClients
 from aembus.shm.inbox import Inbox
 from aembus.stages import Stage
-from aembus.statistics import BusStatistics
+from aembus.statistics import BusStatistics, EventStatistics
 
 if TYPE_CHECKING:
     from aembus.interruption import Interrupter
@@ -500,7 +500,10 @@ class Bus:
     def statistics(self) -> BusStatistics:
         """Return what this process did on the bus so far.  Raises: BusClosed, ForkedBusError."""
         self._check_open()
-        events = {f"{e.point} {e.name}": e.statistics() for e in self.event_struct.events}
+        events: dict[str, EventStatistics] = {}
+        for event in self.event_struct.events:
+            key = f"{event.point} {event.name}"
+            events[f"{key} {event.group}" if key in events else key] = event.statistics()
         late_replies = self._membership.calls.late_replies
         try:
             dropped = self._inbox.dropped()

@@ -41,6 +41,7 @@ class EventStructStatistics:
 class BusStatistics:
     """What this process did on its bus so far.
 
+    events: by "POINT NAME"; a further one, that differs by its group, by "POINT NAME GROUP".
     late_replies: answers that came when nobody waited for them any more.
     dropped: jobs that its place's events went without (``full="drop"``), since that was made.
     """

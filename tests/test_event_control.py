@@ -199,3 +199,18 @@ def test_active_events_are_those_at_work_and_those_that_hold(bus: str) -> None:
         held[0].done()
         poll_all(receiver)
         assert receiver.active_events == []
+
+
+def test_events_that_differ_by_group_alone_are_counted_apart(bus: str) -> None:
+    """None hides the other in the statistics."""
+    with aembus.connect(bus) as member:
+        for group in (None, "g", "h"):
+            member.register("p", lambda event: None, name="n", group=group)
+        assert member.activate("p") == 3
+        member.poll(30.0)
+        events = member.statistics().events
+        assert {name: found.delivered for name, found in events.items()} == {
+            "p n": 1,
+            "p n g": 1,
+            "p n h": 1,
+        }
