@@ -36,10 +36,23 @@ TURNED_AWAY_S: Final = 0.1  # between two looks whether there is room again
 Operation = Callable[["Connection", dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
+class StreamToItsEnd(asyncio.StreamReader):
+    """Gives all that has come before its end, also if that is a reset.
+
+    A process that is killed with something unread resets its connections, and asyncio's reader
+    forgets then what that process had said before.
+    """
+
+    def set_exception(self, exc: Exception) -> None:
+        """See StreamReader."""
+        self.feed_eof()
+
+
 class Connection:
     """One peer: a member, a process that is about to be one, or the command line.
 
     pid: from its credentials.  pidfd: -1 when the process was gone before it could be opened.
+    last_member: the member that it was, too: what its process said before it died may come later.
     """
 
     def __init__(self, server: ControlServer, connection: socket.socket) -> None:
@@ -48,6 +61,7 @@ class Connection:
         self.pid, self.uid = peer_credentials(connection)
         self.pidfd = -1
         self.member: Any = None
+        self.last_member: Any = None
         self.alive = True
         self._transport: asyncio.Transport | None = None
 
@@ -64,8 +78,11 @@ class Connection:
             return
         loop = asyncio.get_running_loop()
         loop.add_reader(self.pidfd, self._on_process_gone)
-        reader, writer = await asyncio.open_connection(sock=self._socket)
-        self._transport = writer.transport  # type: ignore[assignment]
+        reader = StreamToItsEnd()
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await loop.create_connection(lambda: protocol, sock=self._socket)
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        self._transport = transport
         try:
             await self._converse(reader, writer)
         except (ConnectionError, ControlError) as error:

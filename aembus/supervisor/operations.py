@@ -114,7 +114,7 @@ class Operations:
             member = self._join_spawned(connection, request["kind"], request["name"])
         else:
             member = await self._join_client(connection, request)
-        connection.member = member
+        connection.member = connection.last_member = member
         member.connection = connection
         await self._publication.welcome(member)
         return {

@@ -226,6 +226,12 @@ class ServiceHosts:
             raise ControlError(f"only a service host says that, member={member.name!r}")
         return self._hosts[member.name]
 
+    def _host_that_was(self, connection: Connection) -> RemoteHost:
+        # Its process may have died just now, and what it said is good all the same.
+        member = connection.last_member
+        host = self._hosts.get(member.name) if isinstance(member, Member) else None
+        return host or self._host(connection)
+
     @staticmethod
     def _take_state(host: RemoteHost, frame: dict[str, Any]) -> None:
         host.running = [ServiceVersion.from_document(document) for document in frame["running"]]
@@ -261,7 +267,7 @@ class ServiceHosts:
 
     async def keep(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Keep something for the next process of a host."""
-        self._host(connection).kept[request["service"]] = request["data"]
+        self._host_that_was(connection).kept[request["service"]] = request["data"]
         return {}
 
     async def kept(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +278,7 @@ class ServiceHosts:
     async def parked_lost(self, connection: Connection, request: dict[str, Any]) -> dict[str, Any]:
         """Make a dead letter of a job that a host's service could not send."""
         self._keep_unsent(
-            self._host(connection).name,
+            self._host_that_was(connection).name,
             request["event_id"],
             request["point"],
             request["key_hash"],

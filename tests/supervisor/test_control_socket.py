@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
 import struct
@@ -16,6 +17,7 @@ import aembus
 from aembus.control import FRAME_BYTES_MAX, ControlClient, FrameReader, pack_frame
 from aembus.services import Service
 from aembus.shm import names
+from aembus.supervisor.control import StreamToItsEnd
 from tests.support.peer import peer_of
 from tests.support.running import statistics, until
 
@@ -176,3 +178,15 @@ def test_a_member_without_threads_holds_up_no_departure(
         leaving.join()
         until("it has left", lambda: len(statistics(bus)["members"]) == 2)
         client.register("still told", lambda event: None)
+
+
+def test_what_was_said_before_a_reset_is_heard() -> None:
+    """A process that is killed with something unread resets its connection."""
+
+    async def read_all() -> list[bytes]:
+        reader = StreamToItsEnd()
+        reader.feed_data(b"the last words")
+        reader.set_exception(ConnectionResetError())
+        return [await reader.read(100), await reader.read(100)]
+
+    assert asyncio.run(read_all()) == [b"the last words", b""]
