@@ -18,7 +18,7 @@ from aembus.errors import AembusError, CallFailed, CallTimeout
 from aembus.listening import LoopListener
 from aembus.options import WAIT
 from aembus.picking import IN_TURN
-from aembus.refusals import no_timeout
+from aembus.refusals import deadline_after
 from aembus.routes import Route
 from aembus.routing import Target
 from aembus.sender import FAILS, FULL, LOOK_AGAIN_S, Job, Sender
@@ -64,10 +64,7 @@ class Awaiting:
         self, point: str, data: bytes, key_hash: int, timeout_s: float, redeliver: bool
     ) -> Any:
         """See ActivationPoint.call_async."""
-        try:
-            deadline = time.monotonic() + timeout_s
-        except TypeError:
-            raise no_timeout(timeout_s) from None
+        deadline = deadline_after(time.monotonic(), timeout_s)
         flags = layout.FLAG_REDELIVER if redeliver else 0
         with self.listener:
             while True:
@@ -100,10 +97,7 @@ class Awaiting:
     async def _ask(
         self, target: Target, name: str, point: str, data: bytes, timeout_s: float
     ) -> Answer:
-        try:
-            deadline = time.monotonic() + timeout_s
-        except TypeError:
-            raise no_timeout(timeout_s) from None
+        deadline = deadline_after(time.monotonic(), timeout_s)
         refusal: AembusError | None = None
         with self._call() as (waiting, future):
             try:

@@ -24,7 +24,7 @@ from aembus.errors import AembusError, BusClosed, ForkedBusError
 from aembus.event import Event, Handler
 from aembus.events import EventStruct
 from aembus.forks import poison_in_children
-from aembus.kept import Recent, Watched
+from aembus.kept import Recent, WeakList
 from aembus.masking import masked
 from aembus.membership import Membership
 from aembus.numbers_route import NumbersRoute
@@ -77,7 +77,7 @@ class Bus:
         self._on_reconnect: Callable[[], None] | None = None
         self._pid = os.getpid()
         self._points: Recent[ActivationPoint] = Recent()
-        self._points_in_use: Watched[ActivationPoint] = Watched()  # these, and those of the program
+        self._points_in_use: WeakList[ActivationPoint] = WeakList()  # those of the program, too
         self._counters = Counters(lambda: self._membership)
         self._attachment = Attachment(bus, {"kind": kind, "name": name, "keep_s": keep}, join)
         self._services = ServiceClients(self, self._attachment.membership_or_raise)

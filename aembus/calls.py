@@ -22,7 +22,7 @@ from aembus.kept import Recent
 from aembus.looking import WAKE_UP_S, Looking
 from aembus.masking import masked
 from aembus.picking import IN_TURN
-from aembus.refusals import no_timeout
+from aembus.refusals import deadline_after
 from aembus.routes import CallWay
 from aembus.routing import SUPERVISOR_SLOT, Target
 from aembus.sender import Job, Sender
@@ -138,10 +138,7 @@ class Calls:
         Raises: CallTimeout, CallFailed with what the other side raised, InboxFull, BusBroken,
         OutOfSharedMemory.
         """
-        try:
-            deadline = self._clock() + timeout_s
-        except TypeError:
-            raise no_timeout(timeout_s) from None
+        deadline = deadline_after(self._clock(), timeout_s)
         waiting = self.begin()
         try:
             job = self._job(waiting, target, encode(data), IN_TURN, 0, deadline)
@@ -165,10 +162,7 @@ class Calls:
         redeliver: bool,
     ) -> Any:
         """See ActivationPoint.call."""
-        try:
-            deadline = self._clock() + timeout_s
-        except TypeError:
-            raise no_timeout(timeout_s) from None
+        deadline = deadline_after(self._clock(), timeout_s)
         way = self._ways.get(point)
         if (
             way is not None
@@ -272,10 +266,7 @@ class Calls:
 
     def call_all(self, point: str, data: bytes, timeout_s: float) -> list[Answer]:
         """See ActivationPoint.call_all."""
-        try:
-            deadline = self._clock() + timeout_s
-        except TypeError:
-            raise no_timeout(timeout_s) from None
+        deadline = deadline_after(self._clock(), timeout_s)
         targets, names = self.everyone(point)
         calls: list[Waiting] = []
         errors: list[AembusError | None] = [None] * len(targets)

@@ -6,7 +6,6 @@ each name may be kept for ever.
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Iterator
 from typing import Final, Generic, TypeVar
@@ -29,30 +28,25 @@ class Recent(dict[str, _T]):
         return self.setdefault(name, thing)
 
 
-class Watched(Generic[_T]):
+class WeakList(Generic[_T]):
     """Things to be visited as long as somebody else has them.  Any thread may add and visit."""
 
     def __init__(self) -> None:
-        self._references: dict[int, weakref.ref[_T]] = {}
+        self._things: weakref.WeakValueDictionary[int, _T] = weakref.WeakValueDictionary()
 
     def add(self, thing: _T) -> None:
         """Have it visited from now on."""
-        number = id(thing)  # free for another one only when the callback has been
-        self._references[number] = weakref.ref(thing, functools.partial(self._forget, number))
+        self._things[id(thing)] = thing
 
     def remove(self, thing: _T) -> None:
         """Have it visited no more.  Idempotent."""
-        self._references.pop(id(thing), None)
-
-    def _forget(self, number: int, reference: weakref.ref[_T]) -> None:
-        if self._references.get(number) is reference:
-            del self._references[number]
+        self._things.pop(id(thing), None)
 
     def __iter__(self) -> Iterator[_T]:
-        for reference in list(self._references.values()):  # one step to all threads
+        for reference in self._things.valuerefs():  # copied by one step to all threads
             thing = reference()
             if thing is not None:
                 yield thing
 
     def __len__(self) -> int:
-        return len(self._references)
+        return len(self._things)

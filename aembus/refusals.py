@@ -46,6 +46,14 @@ def no_timeout(timeout: object) -> TypeError:
     )
 
 
+def deadline_after(now_s: float, timeout_s: float) -> float:
+    """Return until when there is to wait.  Raises TypeError for a time-out that is none."""
+    try:
+        return now_s + timeout_s
+    except TypeError:
+        raise no_timeout(timeout_s) from None
+
+
 def too_large(size_bytes: int, size_bytes_max: int) -> JobTooLarge:
     """Return what to raise for a payload that is longer than a lane takes."""
     return JobTooLarge(

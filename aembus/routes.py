@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Sequence
 from typing import Final, Protocol
 
 from aembus.gate import Gate
-from aembus.kept import Watched
+from aembus.kept import WeakList
 from aembus.options import DROP, WAIT
 from aembus.peers import Peers
 from aembus.publisher import Destination, Publisher
@@ -94,7 +94,7 @@ class Routes:
         self._reader = reader
         self._peers = peers
         self._routing = routing
-        self._ways: Watched[Route | ShortWay] = Watched()
+        self._ways: WeakList[Route | ShortWay] = WeakList()
         self.answer_publishers: dict[int, CPublisher] = {}
         self._refused = False
 

@@ -27,7 +27,7 @@ from aembus.gate import Decision, Deferred, Gate
 from aembus.options import DROP, FAIL, WAIT
 from aembus.peers import Peers
 from aembus.picking import IN_TURN, Pick, Picker
-from aembus.refusals import no_room, no_timeout, too_large
+from aembus.refusals import deadline_after, no_room, too_large
 from aembus.room import Awaited, RoomWaiters
 from aembus.routes import NEVER, Route, Routes
 from aembus.routing import Routing, Target
@@ -411,10 +411,7 @@ class Sender:
         what: str,
         deferred: Decision | None = None,
     ) -> int:
-        try:
-            deadline = self.clock() + timeout_s
-        except TypeError:
-            raise no_timeout(timeout_s) from None
+        deadline = deadline_after(self.clock(), timeout_s)
         while True:
             with self._gate.lock:
                 targets = pick(subject, job.key_hash)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import aembus
-from aembus.kept import Recent, Watched
+from aembus.kept import Recent, WeakList
 from aembus.points import ActivationPoint
 from aembus.routes import CallWay, Route
 from tests.support.running import program, statistics, until
@@ -43,19 +43,19 @@ def test_the_first_of_a_name_is_kept_and_so_many_names() -> None:
 
 def test_what_nobody_has_any_more_is_not_visited() -> None:
     """What others have is, until it is removed."""
-    watched: Watched[Thing] = Watched()
+    weak: WeakList[Thing] = WeakList()
     things = [Thing() for _ in range(5)]
     for thing in things:
-        watched.add(thing)
-    assert list(watched) == things
-    watched.remove(things[0])
-    watched.remove(things[0])
+        weak.add(thing)
+    assert list(weak) == things
+    weak.remove(things[0])
+    weak.remove(things[0])
     del things[2:], thing
-    assert list(watched) == things[1:]
-    assert len(watched) == 1
+    assert list(weak) == things[1:]
+    assert len(weak) == 1
     for _ in range(100):  # ids are used again at once
-        watched.add(Thing())
-    assert list(watched) == things[1:]
+        weak.add(Thing())
+    assert list(weak) == things[1:]
 
 
 def alive(kind: type) -> int:

@@ -19,7 +19,7 @@ from typing import Any, Final, final
 from aembus.codec import encode
 from aembus.codec import key_hash as hash_of_key
 from aembus.errors import AembusError
-from aembus.kept import Recent, Watched
+from aembus.kept import Recent, WeakList
 from aembus.numbers_route import NumbersRoute
 from aembus.options import DROP
 from aembus.picking import IN_TURN
@@ -86,7 +86,7 @@ class Outgoing:
         self._on_lost = on_lost
         self._parking = Parking(PARKED_BYTES_MAX)
         self._routes: Recent[Route] = Recent()
-        self._routes_in_use: Watched[Route] = Watched()  # these, and those of points of services
+        self._routes_in_use: WeakList[Route] = WeakList()  # these, and those of points of services
         self._sources = itertools.count(first_source)
         self._told = ""  # the last error that was logged
 

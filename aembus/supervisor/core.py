@@ -311,9 +311,7 @@ class SupervisorProcess:
 
     def _on_worker_death(self, worker: Worker, decision: Restart | GiveUp) -> None:
         member = self._worker_member(worker)
-        if member.connection is not None:
-            member.connection.member = None
-            member.connection = None
+        self._departures.let_go(member)
         degraded = isinstance(decision, Restart) and decision.degraded
         member.state = STATE_DEGRADED if degraded else STATE_STARTING
         self._fleet.on_death(member)
@@ -331,7 +329,6 @@ class SupervisorProcess:
         assert self._services is not None
         self._services.on_member_gone(member.slot, member.incarnation)
         self._requests.on_death(member, queued=degraded)
-        self._publication.check_passed()
         if not self._stop_event.is_set():
             self._publication.publish_now()
 

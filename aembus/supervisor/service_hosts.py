@@ -221,16 +221,16 @@ class ServiceHosts:
     # --- what hosts say ---------------------------------------------------------------------------
 
     def _host(self, connection: Connection) -> RemoteHost:
-        member = member_of(connection)
-        if member.kind != KIND_HOST:
-            raise ControlError(f"only a service host says that, member={member.name!r}")
-        return self._hosts[member.name]
+        return self._host_of(member_of(connection))
 
     def _host_that_was(self, connection: Connection) -> RemoteHost:
         # Its process may have died just now, and what it said is good all the same.
-        member = connection.last_member
-        host = self._hosts.get(member.name) if isinstance(member, Member) else None
-        return host or self._host(connection)
+        return self._host_of(connection.last_member or member_of(connection))
+
+    def _host_of(self, member: Member) -> RemoteHost:
+        if member.kind != KIND_HOST:
+            raise ControlError(f"only a service host says that, member={member.name!r}")
+        return self._hosts[member.name]
 
     @staticmethod
     def _take_state(host: RemoteHost, frame: dict[str, Any]) -> None:

@@ -1,3 +1,5 @@
+"""Service hosts are killed while members call what they host."""
+
 from __future__ import annotations
 
 import os
@@ -9,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import aembus
-from aembus.services.base import Caller, Host, Service, call
 from tests.support.running import adds_up, statistics, until
 
 pytestmark = pytest.mark.e2e
@@ -18,24 +19,7 @@ KILLS = 12
 CALLERS = 3
 BETWEEN_S_MAX = 0.2
 LIMIT_S = 30.0
-
-
-class Sum(Service):
-    """Adds up what it is told, and has the sum kept before it answers."""
-
-    name = "sum"
-    version = "1"
-
-    def __init__(self, host: Host) -> None:
-        super().__init__(host)
-        self._sum: int = host.kept or 0
-
-    @call
-    def add(self, caller: Caller, number: int) -> int:
-        """Add a number and return the sum."""
-        self._sum += number
-        self.host.keep(self._sum)
-        return self._sum
+TALLY = "tests.supervisor.test_service_hosts:Tally"  # it has its sum kept before it answers
 
 
 class CallingThread(threading.Thread):
@@ -52,7 +36,7 @@ class CallingThread(threading.Thread):
     def run(self) -> None:
         """See the class."""
         with aembus.connect(self._bus) as bus:
-            service = bus.service("sum")
+            service = bus.service("tally")
             while not self._stop_calling.is_set():
                 try:
                     answer = service.add(1, timeout=LIMIT_S)
@@ -75,7 +59,7 @@ def test_a_host_that_is_killed_under_load_forgets_no_answer(
     stop = threading.Event()
     callers = [CallingThread(bus_name, stop) for _ in range(CALLERS)]
 
-    spec = aembus.ServiceSpec(f"{__name__}:Sum", hosts=1)
+    spec = aembus.ServiceSpec(TALLY, hosts=1)
     with (
         aembus.Supervisor(bus_name, services=[spec], state_directory=tmp_path),
         aembus.connect(bus_name) as bus,
@@ -97,7 +81,7 @@ def test_a_host_that_is_killed_under_load_forgets_no_answer(
         answered, failed = sum(c.answered for c in callers), sum(c.failed for c in callers)
         print(f"{seed=}: {answered} answered, {failed} failed")
         assert [c.wrong for c in callers] == [[]] * CALLERS
-        assert answered <= bus.service("sum").add(0) <= answered + failed
+        assert answered <= bus.service("tally").add(0) <= answered + failed
         now = statistics(bus_name)
         assert adds_up(now["totals"])
         # A host that is killed between the answer and DONE leaves a dead letter all the same.

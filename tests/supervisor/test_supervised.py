@@ -1,3 +1,5 @@
+"""What a supervisor has started does not outlive it."""
+
 from __future__ import annotations
 
 import os
