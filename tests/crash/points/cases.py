@@ -184,6 +184,9 @@ class Stage:
         """Run one case.  Raises AssertionError for a promise that was not kept."""
         try:
             self._run(case)
+        except AssertionError:
+            self._check_inboxes()  # says more than that somebody has got nowhere because of it
+            raise
         finally:
             end_children()
 
@@ -314,12 +317,15 @@ class Stage:
 
     # --- the promises ---------------------------------------------------------------------------
 
+    def _check_inboxes(self) -> None:
+        for consumer in CONSUMERS:
+            assert self._world.word(consumer, layout.CORRUPTED) == 0, "a lane was corrupt"
+            assert self._world.word(consumer, layout.FAILED) == 0, "a handler failed"
+
     def _check(self, before: dict[tuple[int, int], LaneCounts], deaths: int, fault: Fault) -> None:
+        self._check_inboxes()
         world = self._world
         entries = world.ledger.entries()
-        for consumer in CONSUMERS:
-            assert world.word(consumer, layout.CORRUPTED) == 0, "a lane was corrupt"
-            assert world.word(consumer, layout.FAILED) == 0, "a handler failed"
         arrived: dict[tuple[int, int], set[int]] = {}
         retried = set()
         for lane in _lanes():
