@@ -50,8 +50,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Mark the processes that the tests will start."""
+    """Mark the processes that the tests will start; let each write whole lines."""
     os.environ[RUN_VARIABLE] = str(os.getpid())
+    # With it a line and its end are two writes, between which another process may write to a pipe.
+    os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
