@@ -19,11 +19,17 @@ EXIT_NOT_STARTED: Final = 3
 
 
 def begin() -> dict[str, Any]:
-    """Set the process up, and return its configuration: `bus`, `name`, and what its kind needs."""
+    """Set the process up, and return its configuration: `bus`, `name`, and what its kind needs.
+
+    Waits for it, and ends the process if the supervisor ends first.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()  # SIGABRT, from a supervisor that lost patience, dumps the stack
-    configuration: dict[str, Any] = json.load(sys.stdin)
+    text = sys.stdin.read()
+    if not text:  # a spare whose supervisor is gone
+        sys.exit(EXIT_BROKEN)
+    configuration: dict[str, Any] = json.loads(text)
     logging.basicConfig(
         level=configuration["log_level"],
         format=f"%(asctime)s %(levelname)s [{configuration['name']}] %(message)s",

@@ -174,6 +174,7 @@ def statistics_text(found: dict[str, Any], columns: int | None = None) -> str:
         (
             f"bus {found['bus']!r}, supervisor pid {supervisor['pid']}, "
             f"up {duration(supervisor['uptime_s'])}"
+            + "".join(f", spare pid {pid}" for pid in supervisor.get("spares", ()))
         ),
         narrow_table(
             [title for title, _ in _MEMBER_COLUMNS],

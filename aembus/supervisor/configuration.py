@@ -100,6 +100,7 @@ class Configuration:
     state_directory: str | None = None
     path: tuple[str, ...] = ()
     log_level: str = "INFO"
+    spare: bool = True
     ends_with_parent: bool = False
 
     def __post_init__(self) -> None:

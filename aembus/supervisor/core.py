@@ -293,7 +293,7 @@ class SupervisorProcess:
 
     def _on_worker_ready(self, member: Member) -> None:
         worker = self._workers[member.name]
-        worker.history.ever_ready = True
+        self._workers.came_up(worker)
         if worker.on_trial is not None and not worker.on_trial.done():
             worker.on_trial.set_result("")
         if self._spawn_host.is_member(member):
@@ -391,6 +391,7 @@ class SupervisorProcess:
             self._hosting,
             self._services,
             self._dead_letters,
+            [p.spare_pid for p in self._processes if p.spare_pid is not None],
         )
 
     # --- clocks and signals ---------------------------------------------------------------------

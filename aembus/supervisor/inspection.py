@@ -24,8 +24,9 @@ def bus_statistics(
     hosting: Hosting,
     services: Services,
     dead_letters: DeadLetters,
+    spares: list[int],
 ) -> dict[str, Any]:
-    """Return what `aembus stats --json` prints."""
+    """Return what `aembus stats --json` prints; `spares` are the PIDs of the spare processes."""
     survey = inboxes.survey()
     points: dict[str, dict[str, Any]] = {}
     for member in members:
@@ -49,6 +50,7 @@ def bus_statistics(
         "supervisor": {
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - started_at, 3),
+            "spares": spares,
             "calls": hosting.calls,
             "call_failures": hosting.call_failures,
             "dead_letters": dead_letters.count,

@@ -243,7 +243,7 @@ class ServiceHosts:
         """Take note that a host is up."""
         host, member = self._host(connection), member_of(connection)
         self._take_state(host, request)
-        self._processes[host.name].history.ever_ready = True
+        self._processes.came_up(self._processes[host.name])
         self._members.publish_all(member, [])
         if self._stopping:
             connection.push({"push": "stop"})  # it was not there when the others were told

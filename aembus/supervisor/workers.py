@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from aembus.supervisor.configuration import Configuration, WorkerSpec
 from aembus.supervisor.restarts import GiveUp, Restart, RestartHistory, decide
+from aembus.supervisor.spare import Launched, Spare, launch
 
 log = logging.getLogger("aembus")
 
@@ -97,6 +96,7 @@ class Workers:
         self._on_death = on_death
         self._on_restart = on_restart
         self._module = module
+        self._spare = Spare(module, wanted=configuration.spare)
         self._specs = {spec.name: spec for spec in specs}
         self._workers = {
             name: self._make(name, spec) for spec in specs for name in spec.worker_names()
@@ -168,11 +168,25 @@ class Workers:
 
     def spawn(self, worker: Worker) -> None:
         """Start the worker's process."""
+        self._begin(worker, launch(worker.program))
+
+    def _begin(self, worker: Worker, launched: Launched) -> None:
         worker.not_started = ""
         worker.finished_at_start = self._finished(worker.name)
-        process, pidfd = self._start_process(worker)
-        self._take_on(worker, process, pidfd)
-        asyncio.get_running_loop().call_later(COME_UP_S, self._say_not_up, worker, process.pid)
+        launched.configure(self._configuration_of(worker))
+        self._take_on(worker, launched)
+        pid = launched.process.pid
+        asyncio.get_running_loop().call_later(COME_UP_S, self._say_not_up, worker, pid)
+
+    def came_up(self, worker: Worker) -> None:
+        """Take note that a worker's process has come up."""
+        worker.history.ever_ready = True
+        self._spare.prepare(worker.program)
+
+    @property
+    def spare_pid(self) -> int | None:
+        """The PID of the process that is to replace the next worker that dies, if there is one."""
+        return self._spare.pid
 
     @staticmethod
     def _say_not_up(worker: Worker, pid: int) -> None:
@@ -186,10 +200,11 @@ class Workers:
 
     def spawn_successor(self, worker: Worker) -> Successor:
         """Start a process that is to take the worker's place."""
-        process, pidfd = self._start_process(worker)
+        launched = launch(worker.program)  # a spare may have begun before the new code was there
+        launched.configure(self._configuration_of(worker))
         loop = asyncio.get_running_loop()
-        successor = worker.successor = Successor(process, pidfd, loop.create_future())
-        loop.add_reader(pidfd, self._on_successor_gone, successor)
+        successor = worker.successor = Successor(*launched, loop.create_future())
+        loop.add_reader(successor.pidfd, self._on_successor_gone, successor)
         return successor
 
     @staticmethod
@@ -208,7 +223,8 @@ class Workers:
         worker.successor = None
         worker.not_started = ""
         worker.finished_at_start = self._finished(worker.name)
-        self._take_on(worker, successor.process, successor.pidfd)
+        self._take_on(worker, Launched(successor.process, successor.pidfd))
+        self._spare.renew()
 
     def discard(self, worker: Worker) -> None:
         """End the successor: the worker keeps its process."""
@@ -237,8 +253,8 @@ class Workers:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
-    def _start_process(self, worker: Worker) -> tuple[subprocess.Popen[bytes], int]:
-        configuration = {
+    def _configuration_of(self, worker: Worker) -> dict[str, Any]:
+        return {
             "bus": self._configuration.bus,
             "name": worker.name,
             "entry_point": worker.spec.entry_point,
@@ -247,29 +263,14 @@ class Workers:
             "path": self._configuration.path,
             "log_level": self._configuration.log_level,
         }
-        # A process group of its own: the terminal's Ctrl-C is for the supervisor.
-        process = subprocess.Popen(
-            [sys.executable, "-m", worker.program], stdin=subprocess.PIPE, process_group=0
-        )
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(json.dumps(configuration).encode())
-        try:
-            return process, os.pidfd_open(process.pid)
-        except OSError:  # nobody would see it end
-            process.kill()
-            process.wait()
-            raise
 
-    def _take_on(self, worker: Worker, process: subprocess.Popen[bytes], pidfd: int) -> None:
+    def _take_on(self, worker: Worker, launched: Launched) -> None:
         try:
-            asyncio.get_running_loop().add_reader(pidfd, self._on_process_gone, worker)
+            asyncio.get_running_loop().add_reader(launched.pidfd, self._on_process_gone, worker)
         except OSError:
-            process.kill()
-            process.wait()
-            os.close(pidfd)
+            launched.end()
             raise
-        worker.process, worker.pidfd = process, pidfd
+        worker.process, worker.pidfd = launched
 
     def _on_process_gone(self, worker: Worker) -> None:
         asyncio.get_running_loop().remove_reader(worker.pidfd)
@@ -316,7 +317,7 @@ class Workers:
         if self._stopping:
             return
         try:
-            self.spawn(worker)
+            self._begin(worker, self._spare.take(worker.program) or launch(worker.program))
         except OSError as error:
             log.error("worker %s cannot be started, tried again: %s", worker.name, error)
             self._restart_later(worker, SPAWN_AGAIN_S)
@@ -336,6 +337,7 @@ class Workers:
     def stop_restarting(self) -> None:
         """Replace nobody any more: the bus is about to stop."""
         self._stopping = True
+        self._spare.close()
         for worker in self:
             if worker.again is not None:
                 worker.again.cancel()

@@ -32,7 +32,7 @@ def busy_bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     workers = [aembus.WorkerSpec("calls", "tests.cli.application:main", count=2)]
     supervisor = aembus.Supervisor(
         MODULE_BUS, services=["timer"], workers=workers, log_level="CRITICAL",
-        state_directory=tmp_path_factory.mktemp("state"),
+        state_directory=tmp_path_factory.mktemp("state"), spare=False,
     )  # fmt: skip
     with supervisor:
         with aembus.connect(MODULE_BUS) as bus:

@@ -31,7 +31,7 @@ from tests.crash.scene_belongings import SUPERVISOR, Belongings
 from tests.crash.scene_board import Board
 from tests.crash.scene_log import POINTS, LogReader
 from tests.crash.scene_stage import Stage, receiver_names, worker_names
-from tests.crash.scene_view import View, children
+from tests.crash.scene_view import View, children, spares
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SOURCES: Final = Path(os.environ.get("AEMBUS_SOURCES", ROOT))
@@ -323,7 +323,11 @@ class SceneBase:
         """Return the PIDs of the supervisor's children that are not running workers yet."""
         known = {worker.pid for worker in self._receivers.values()}
         known |= {worker.killed_pid for worker in self._receivers.values()}
-        return sorted(children(self.supervisor_pid) - known)
+        return sorted(children(self.supervisor_pid) - known - spares(self.supervisor_pid))
+
+    def spares(self) -> list[int]:
+        """Return the PIDs of the processes that wait to replace a worker."""
+        return sorted(spares(self.supervisor_pid))
 
     def worker_pids(self) -> set[int]:
         """Return the PIDs of all workers of this scene that run, whoever is their parent."""

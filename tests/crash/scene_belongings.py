@@ -7,14 +7,19 @@ there, and names grow with the members.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from tests.crash.scene_view import SHARED, children, descriptors, names_by_kind
+from tests.crash.scene_view import SHARED, children, descriptors, names_by_kind, spares
 
 LEAKS_S: Final = 10.0  # for what is just ending to end, on a machine with other things to do
 TICK_S: Final = 0.003
 SUPERVISOR: Final = "supervisor"
+A_SPARE_HAS: Final = (  # in the supervisor: its pidfd, and the end of a pipe
+    "children of the supervisor", "workers",
+    f"{SUPERVISOR}: anon_inode", f"{SUPERVISOR}: pipe",
+)  # fmt: skip
 
 
 class Belongings:
@@ -65,6 +70,7 @@ class Belongings:
         now = self._count()
         members = self._members()
         allowed = self._baseline | {
+            "spares": 1,
             "names: registry": 1, "names: lock": 1, "names: control": 1,
             "names: pipe": self._pipes,
             "names: inbox": members, "names: bell": members - 1,
@@ -77,10 +83,24 @@ class Belongings:
 
     def _count(self) -> dict[str, int]:
         processes = self._processes()
-        counted = {
-            "children of the supervisor": len(children(processes[SUPERVISOR])),
-            "workers": self._workers(),
-        }
+        supervisor = processes[SUPERVISOR]
+        while True:
+            waiting = spares(supervisor)
+            counted = self._count_all(processes)
+            if spares(supervisor) == waiting:
+                break
+        counted["spares"] = len(waiting)
+        for what in A_SPARE_HAS:
+            counted[what] -= len(waiting)
+        return counted
+
+    def _count_all(self, processes: Mapping[str, int]) -> dict[str, int]:
+        counted = Counter(
+            {
+                "children of the supervisor": len(children(processes[SUPERVISOR])),
+                "workers": self._workers(),
+            }
+        )
         for kind, number in names_by_kind(self._bus).items():
             counted[f"names: {kind}"] = number
         for name, pid in processes.items():

@@ -49,6 +49,11 @@ class SceneFaults(SceneBase):
             if worker.killed_at:
                 worker.killed_at = time.monotonic()
 
+    def kill_spare(self, pid: int) -> None:
+        """Kill a process that waits to replace a worker."""
+        self.note(f"SIGKILL to a spare, pid {pid}")
+        self._end_by_force(pid, signal.SIGKILL)
+
     def kill_producer(self, number: int, how: signal.Signals = signal.SIGKILL) -> None:
         """End a producer's, or another client's, process by force, and start another."""
         process = self._clients[number]

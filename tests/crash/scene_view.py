@@ -126,13 +126,16 @@ def names_by_kind(bus: str) -> dict[str, int]:
 
 def descriptors(pid: int) -> dict[str, int]:
     """Return how many descriptors of each kind a process has open; none if it is gone."""
-    counted: Counter[str] = Counter()
+    return dict(Counter(SHARED if t.startswith("/dev/shm") else _kind(t) for t in _targets(pid)))
+
+
+def _targets(pid: int) -> list[str]:
+    found = []
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
-                target = os.readlink(entry)
-                counted[SHARED if target.startswith("/dev/shm") else _kind(target)] += 1
-    return dict(counted)
+                found.append(os.readlink(entry))
+    return found
 
 
 def _kind(target: str) -> str:
@@ -145,6 +148,20 @@ def children(pid: int) -> set[int]:
         return {int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
     except OSError:
         return set()
+
+
+def spares(pid: int) -> set[int]:
+    """Return the children that wait for their configuration: a supervisor's spare process.
+
+    Their standard input is a pipe whose other end the process has.
+    """
+    mine = {target for target in _targets(pid) if target.startswith("pipe:")}
+    found = set()
+    for child in children(pid):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{child}/fd/0") in mine:
+                found.add(child)
+    return found
 
 
 def process_state(pid: int) -> str:

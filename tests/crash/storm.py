@@ -44,6 +44,7 @@ PAUSE_S: Final = 0.05
 AT_WORK_S: Final = 5.0  # for somebody to get something done, so that it may be killed
 BOOT_SHARE: Final = 0.08  # of workers' deaths, after which the replacement is killed as it starts
 HANG_UP_SHARE: Final = 0.03
+SPARE_SHARE: Final = 0.1  # of workers' deaths, just before which the spare is killed
 GUEST_SHARE: Final = 0.4  # of rounds
 SETTLED_SHARE: Final = 0.5  # of the supervisor's deaths, of whose rounds else less can be said
 STOP_SHARE: Final = 0.3
@@ -147,6 +148,10 @@ class Storm:
             self.figures.other["hang-up of a worker"] += 1
             scene.worker_hangs_up(name)
             return
+        if choose.random() < SPARE_SHARE:
+            for pid in scene.spares():
+                self.figures.other["spare killed"] += 1
+                scene.kill_spare(pid)
         scene.kill_worker(name, self._end())
         if choose.random() < BOOT_SHARE:
             # It must have come that far; then at any moment of its start.

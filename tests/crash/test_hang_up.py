@@ -78,13 +78,18 @@ def test_a_worker_that_hangs_up_is_replaced_when_its_process_ends(
         name = scene.worker_names[0]
         pid = scene.worker_pid(name)
         assert scene.watch(SOON_S, lambda: began(scene, pid))
-        before = children(scene.supervisor_pid)
+        before = workers(scene)
         scene.worker_hangs_up(name)
         while not ended(scene, pid):
-            assert children(scene.supervisor_pid) == before or ended(scene, pid)
+            assert workers(scene) == before or ended(scene, pid)
             time.sleep(0.01)  # between two looks
         scene.settle()
         scene.stop()
+
+
+def workers(scene: Scene) -> set[int]:
+    """Return the PIDs of the supervisor's children that are no spares."""
+    return children(scene.supervisor_pid) - set(scene.spares())
 
 
 def hangs_up(bus: aembus.Bus) -> None:

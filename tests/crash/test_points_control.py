@@ -36,6 +36,7 @@ VISIT: Final = (
 )
 HAND_OVER: Final = (
     *("Workers._on_process_gone", "Operations._join_spawned", "Members.replace_process"),
+    *("Spare.", "Launched."),
 )
 TAKE_OVER: Final = ("Membership._join",)
 

@@ -107,7 +107,7 @@ def test_next_start_succeeds_after_a_supervisors_death(bus_name: str, free_port:
     """kill -9 of the supervisor ends every worker, and the next start works at the first try."""
     with sip_responder(bus_name, free_port) as responder:
         children = psutil.Process(responder.process.pid).children(recursive=True)
-        assert len(children) == 2
+        assert len(children) >= 2  # and perhaps a spare
         responder.end(signal.SIGKILL)
         assert list(Path("/dev/shm").glob(f"aembus.{bus_name}.*"))
         with sip_responder(bus_name, free_port) as second:

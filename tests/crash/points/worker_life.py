@@ -18,6 +18,7 @@ from typing import Final
 
 import aembus
 from aembus.shm import names
+from aembus.supervisor import spare
 from aembus.supervisor.configuration import Configuration, WorkerSpec
 from aembus.supervisor.core import run_supervisor
 from tests.crash.points import lines
@@ -146,12 +147,14 @@ class WorkerLife:
             state_directory=str(folder / "state"),
             path=tuple(sys.path),
             log_level="CRITICAL",
+            spare=victim.role == "supervisor",  # what a worker imports is to be found in its start
         )
 
         def run() -> None:
             os.environ[TURN] = str(folder)
             os.environ[PLACE] = victim.place if victim.role == "worker" else ""
             os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{os.environ['PYTHONPATH']}"
+            vars(spare)["SETTLE_S"] = 0.0
             victim.trace("supervisor")
             asyncio.run(run_supervisor(configuration, lambda: void(os.write(end, b"r"))))
 
