@@ -23,10 +23,10 @@ from .tcp_client import ENVELOPE_BYTES, REDELIVER
 from .tcp_connection import NS, Connection, Origin
 from .tcp_hand_over import Given, Unpacker, pack
 from .tcp_handshakes import Handshakes
-from .tcp_limits import Deadlines
 from .tcp_listener import Listener, Parts, find_parts
 from .tcp_options import TIME_S_MAX, Options
 from .tcp_outgoing import Outgoing, open_socket
+from .tcp_overdue import Overdue
 from .tcp_resets import Resets
 from .tcp_stream import Stream
 
@@ -34,7 +34,6 @@ log = logging.getLogger("aembus")
 
 FLUSH_S_MAX: Final = 0.5
 NOBODY: Final = Caller(0, 0)
-LOOK_S_MIN: Final = 0.02  # between two looks at who is overdue
 
 
 class TcpService(Service):
@@ -53,11 +52,9 @@ class TcpService(Service):
         self._dirty: list[Connection] = []
         self._opening: dict[int, asyncio.Future[None]] = {}  # whose call of connect waits
         self._waiting: set[int] = set()  # until somebody is registered at their point
-        self._deadlines = Deadlines()
+        self._overdue = Overdue(self._loop, host.now_ns, self._check_time)
         self._resets = Resets(self._loop, self._connections)
         self.handshakes = Handshakes(self._loop)
-        self._look: asyncio.TimerHandle | None = None
-        self._look_ns = 0
         self._counts: dict[str, int] = {}
         self._given: Given | None = None  # to another version of the service
         self._has_before = False  # a version that may have kept what could not cross
@@ -275,10 +272,13 @@ class TcpService(Service):
         return next((s for s in self._listeners.values() if s.options.point == point), None)
 
     def on_room(self, sources: Iterable[int]) -> None:
-        """Let the connections read again."""
+        """Let the connections read again, and the listeners accept."""
+        listeners = {listener.source: listener for listener in self._listeners.values()}
         for source in sources:
             if (connection := self._connections.get(source)) is not None:
                 connection.resume()
+            elif (listener := listeners.get(source)) is not None:
+                listener.start()
 
     def close_intakes(self) -> None:
         """Accept no more connections and read no more bytes."""
@@ -308,7 +308,7 @@ class TcpService(Service):
             raise ServiceError(f"there are no descriptors for copies, error={error}") from error
         for connection in crossing:
             del self._connections[connection.id]
-            self._deadlines.forget(connection.id)
+            self._overdue.forget(connection.id)
             self._waiting.discard(connection.id)
         self._listeners = {}
         self._given = given
@@ -359,8 +359,7 @@ class TcpService(Service):
                 listener.stop()
             for connection in self._connections.values():
                 connection.stream.detach()
-            if self._look is not None:
-                self._look.cancel()
+            self._overdue.stop()
             unpacker.close()
             raise
 
@@ -403,8 +402,7 @@ class TcpService(Service):
         for connection in list(self._connections.values()):
             connection.stream.abort()
         await asyncio.sleep(0)
-        if self._look is not None:
-            self._look.cancel()
+        self._overdue.stop()
 
     def statistics(self) -> dict[str, int]:
         """See Service."""
@@ -463,7 +461,7 @@ class TcpService(Service):
                 )
             )
         self._connections.pop(connection.id, None)
-        self._deadlines.forget(connection.id)
+        self._overdue.forget(connection.id)
         self.handshakes.end(connection)
         self.host.forget_source(connection.id)
         if self._closing and not self._connections:
@@ -477,24 +475,8 @@ class TcpService(Service):
 
     def look_at(self, connection: Connection, at_ns: int) -> None:
         """See Keeper."""
-        self._deadlines.look_at(connection.id, at_ns)
-        self._set_look(at_ns)
+        self._overdue.look_at(connection.id, at_ns)
 
-    def _set_look(self, at_ns: int) -> None:
-        if self._look is not None:
-            if self._look_ns <= at_ns:
-                return
-            self._look.cancel()
-        self._look_ns = at_ns
-        delay_s = max((at_ns - self.host.now_ns()) / NS, LOOK_S_MIN)
-        self._look = self._loop.call_later(delay_s, self._on_look)
-
-    def _on_look(self) -> None:
-        self._look = None
-        now_ns = self.host.now_ns()
-        for number in self._deadlines.take_due(now_ns):
-            if (connection := self._connections.get(number)) is not None:
-                connection.check_time(now_ns)
-        next_ns = self._deadlines.next_ns()
-        if next_ns is not None:
-            self._set_look(next_ns)
+    def _check_time(self, number: int, now_ns: int) -> None:
+        if (connection := self._connections.get(number)) is not None:
+            connection.check_time(now_ns)

@@ -37,6 +37,10 @@ class Origin(Entrance, Protocol):
     failure: Failure | None
     make_framer: Callable[[int], Framer]
 
+    @property
+    def source(self) -> int | None:
+        """In whose name beginnings and ends are told; None: in the connection's own."""
+
     def leave(self, address: str) -> None:
         """One of its connections is no more."""
 
@@ -151,7 +155,7 @@ class Connection:
         self._last_ns = self._host.now_ns()
         options = self.origin.options
         if options.on_open is not None:
-            self._activate(options.on_open, encode((self.id, self.peer)))
+            self._activate(options.on_open, encode((self.id, self.peer)), self.origin.source)
         if self._host.has_events(options.point):
             self.stream.resume()
         else:
@@ -230,8 +234,8 @@ class Connection:
         else:
             self._begun_ns = 0
 
-    def _activate(self, point: str, payload: bytes) -> None:
-        if not self._host.activate(point, payload, key_hash(self._key), self.id):
+    def _activate(self, point: str, payload: bytes, source: int | None = None) -> None:
+        if not self._host.activate(point, payload, key_hash(self._key), source or self.id):
             self._keeper.count("unrouted")
 
     def _fail_framing(self, reason: str, answer: bytes) -> None:
@@ -378,7 +382,7 @@ class Connection:
         if self.counted_as is not None:
             self.origin.leave(self.counted_as)
         if self.is_open and self.origin.options.on_close is not None:
-            self._activate(self.origin.options.on_close, encode((self.id,)))
+            self._activate(self.origin.options.on_close, encode((self.id,)), self.origin.source)
 
     # --- time -----------------------------------------------------------------------------------
 

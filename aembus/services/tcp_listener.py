@@ -5,6 +5,9 @@ a flood of connections delays nobody else for long.  A full listener closes what
 `REFUSALS_MAX` in each `REST_S`: 640 a second.  The others wait in the kernel's queue, of 1,024,
 for 1.6 s at most; whoever finds that full is held off by the kernel.  A connection that ends lets
 the next one in at once.
+
+What `on_open` and `on_close` tell is told in the listener's name: while too much of it waits for a
+member that has no room, the listener accepts nothing.  Who only comes and goes cannot pile up.
 """
 
 from __future__ import annotations
@@ -33,10 +36,27 @@ REST_S: Final = 0.1
 NO_DESCRIPTOR_S: Final = 0.5  # until accepting is tried again
 
 
+class Sources(Protocol):
+    """What a listener asks of the service's Host."""
+
+    def new_source(self) -> int:
+        """See Host."""
+
+    def congested(self, source: int) -> bool:
+        """See Host."""
+
+    def forget_source(self, source: int) -> None:
+        """See Host."""
+
+
 class Acceptor(Protocol):
     """Whom a listener tells."""
 
     handshakes: Handshakes
+
+    @property
+    def host(self) -> Sources:
+        """Who keeps what is told, and could not be delivered yet."""
 
     def accepted(self, listener: Listener, connected: socket.socket, name: object) -> None:
         """Take a connection up; it is counted in already, unless a proxy is to say whose it is.
@@ -97,6 +117,7 @@ class Listener:
         else:
             self.address = address_text(bound.getsockname())
         self.census = Census(options.connections_max, options.connections_per_address_max)
+        self.source = acceptor.host.new_source()
         self.is_accepting = False
         self.closed = False
         self._loop = loop
@@ -129,6 +150,7 @@ class Listener:
         if not self.closed:
             self.stop()
             self.closed = True
+            self._acceptor.host.forget_source(self.source)
             if self._inode:
                 unlink_unix(self.socket, self._inode)
             self.socket.close()
@@ -157,6 +179,10 @@ class Listener:
         for _ in range(ACCEPTS_A_TURN):
             if self._refusals >= REFUSALS_MAX and self.census.is_full:
                 self._rest()
+                return
+            if self._acceptor.host.congested(self.source):
+                self._acceptor.count("accept_pauses")
+                self._stop_accepting()  # until `on_room`
                 return
             if self.tls is not None and not self._acceptor.handshakes.has_room():
                 self._acceptor.count("handshake_pauses")

@@ -21,6 +21,7 @@ class Outgoing:
     """
 
     server_side = False
+    source: int | None = None
 
     def __init__(self, parts: Parts, address: str) -> None:
         self.options = parts.options

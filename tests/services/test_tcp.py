@@ -14,7 +14,7 @@ import pytest
 
 import aembus
 from aembus.services.framing import Answer, Message
-from tests.support.running import adds_up, statistics, until, workers
+from tests.support.running import adds_up, statistics, tcp_counts, until, workers
 
 TIMEOUT_S = 10.0
 
@@ -114,12 +114,6 @@ class Peer:
     def ask(self, data: bytes) -> bytes:
         self.send(data + b"\n")
         return self.line()
-
-
-def tcp_counts(bus_name: str) -> dict[str, int]:
-    """Return what the TCP service has counted."""
-    services: dict[str, dict[str, int]] = {s["name"]: s for s in statistics(bus_name)["services"]}
-    return services["tcp"]
 
 
 def test_lines_are_answered(bus_name: str, port: int, tmp_path: Path) -> None:

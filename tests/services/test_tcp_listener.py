@@ -18,10 +18,26 @@ from aembus.services.tcp_outgoing import open_socket
 CONNECTIONS_MAX = 3
 
 
+class Roomy:
+    """A host that always has room."""
+
+    def new_source(self) -> int:
+        """See services.base.Host."""
+        return 1
+
+    def congested(self, source: int) -> bool:
+        """See services.base.Host."""
+        return False
+
+    def forget_source(self, source: int) -> None:
+        """See services.base.Host."""
+
+
 class Acceptor:
     """Keeps what is accepted, and tells of each change."""
 
     def __init__(self) -> None:
+        self.host = Roomy()
         self.changed = asyncio.Event()
         self.handshakes = Handshakes(asyncio.get_running_loop())
         self.accepted_sockets: list[socket.socket] = []

@@ -7,14 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import aembus
 from aembus.services.tcp_client import TcpClient
 from aembus.supervisor.dead_letters import DeadLetters
-from tests.support.running import statistics, until, workers
+from tests.support.running import tcp_counts, until, workers
 from tests.telecom.support import request
 
 ANSWER_S_MAX = 1.0  # what is promised
@@ -108,12 +107,6 @@ class Peer:
             return self.ask(line)
         finally:
             self.socket.settimeout(10.0)
-
-
-def tcp_counts(bus_name: str) -> dict[str, int]:
-    """Return what the TCP service has counted."""
-    found: dict[str, Any] = statistics(bus_name)["services"][0]
-    return found
 
 
 def points(directory: Path) -> list[tuple[str, str]]:

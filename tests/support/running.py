@@ -91,6 +91,13 @@ def statistics(bus: str) -> dict[str, Any]:
         control.close()
 
 
+def tcp_counts(bus_name: str) -> dict[str, int]:
+    """Return what the TCP service of a bus has counted."""
+    services = {service["name"]: service for service in statistics(bus_name)["services"]}
+    found: dict[str, int] = services["tcp"]
+    return found
+
+
 def until(what: str, condition: Callable[[], Any], timeout_s: float = READY_S_MAX) -> Any:
     """Return the first true value of `condition`; fail after `timeout_s`."""
     deadline = time.monotonic() + timeout_s

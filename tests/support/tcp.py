@@ -131,7 +131,7 @@ def serving(
     try:
         spec = aembus.WorkerSpec("w", entry_point, count=workers)
         with aembus.Supervisor(
-            bus, services=services, workers=[spec], state_directory=directory
+            bus, services=services, workers=[spec], state_directory=directory, spare=False
         ) as supervisor:
             yield Server(bus, path, supervisor)
     finally:
