@@ -127,7 +127,7 @@ def add(commands: Commands) -> None:
         action="store_false",
         dest="spare",
         help="do not keep a process that waits to replace the next worker that dies: a "
-        "replacement takes some 100 ms then, where it takes 20 with one",
+        "replacement takes some 100 ms then, where it takes 25 with one",
     )
     parser.add_argument(
         "--state-directory",

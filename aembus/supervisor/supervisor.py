@@ -51,7 +51,7 @@ class Supervisor:
             $XDG_STATE_HOME/aembus/<bus>.
         log_level: of the supervisor's child and of the workers.
         spare: keep one process that has imported aembus and waits, on no bus, to be the next
-            replacement: a worker that dies is back in a fifth of the time, for some 10 MB.
+            replacement: a worker that dies is back in a quarter of the time, for some 10 MB.
 
     Raises: SupervisorError, OpenError for values that do not fit.
     """
