@@ -122,7 +122,11 @@ class Spare:
         assert launched is not None
         pid, code = launched.process.pid, launched.process.wait()
         launched.end()
-        log.warning("the spare process %d has ended, exit code %d", pid, code)
+        log.warning(
+            "the spare process %d has ended, exit code %d; the next worker that comes up brings "
+            "another one",
+            *(pid, code),
+        )
 
     def renew(self) -> None:
         """Have another one: what it has imported may be older than what is installed now."""
