@@ -7,6 +7,7 @@ and do not outlive it.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import logging
 import signal
@@ -30,6 +31,7 @@ def begin() -> dict[str, Any]:
     if not text:  # a spare whose supervisor is gone
         sys.exit(EXIT_BROKEN)
     configuration: dict[str, Any] = json.loads(text)
+    importlib.invalidate_caches()  # a spare has looked into some folders long ago
     logging.basicConfig(
         level=configuration["log_level"],
         format=f"%(asctime)s %(levelname)s [{configuration['name']}] %(message)s",

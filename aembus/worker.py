@@ -66,7 +66,6 @@ def run_worker(configuration: dict[str, Any]) -> int:
     """Be the worker that `configuration` describes; return the process's exit code."""
     bus_name, name, spec = (configuration[k] for k in ("bus", "name", "entry_point"))
     sys.path[:0] = [p for p in configuration["path"] if p not in sys.path]
-    importlib.invalidate_caches()  # a spare may have looked into these folders long ago
     sys.argv = [spec, *configuration["arguments"]]
     bus: Bus | None = None
     try:

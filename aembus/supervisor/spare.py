@@ -9,57 +9,14 @@ saved is the time that Python and aembus take to start, most of what a replaceme
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import os
-import subprocess
-import sys
-from typing import Any, Final, NamedTuple
+from typing import Final
+
+from aembus.supervisor.launching import Launched, launch
 
 log = logging.getLogger("aembus")
 
 SETTLE_S: Final = 0.3  # after a worker has come up: its start, and others', come first
-
-
-class Launched(NamedTuple):
-    """A process that waits for its configuration, or has it."""
-
-    process: subprocess.Popen[bytes]
-    pidfd: int
-
-    def configure(self, configuration: dict[str, Any]) -> None:
-        """Tell it what it is to be; what has died meanwhile is found dead by its pidfd."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), self.process.stdin:
-            self.process.stdin.write(json.dumps(configuration).encode())
-
-    def end(self) -> None:
-        """Kill it and let go of all of it."""
-        self.process.kill()
-        self.process.wait()
-        os.close(self.pidfd)
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-
-
-def launch(program: str) -> Launched:
-    """Start a process that runs a module and waits for its configuration.
-
-    Raises: OSError if there is no process or no descriptor to be had; nothing is left then.
-    """
-    # A process group of its own: the terminal's Ctrl-C is for the supervisor.
-    process = subprocess.Popen(
-        [sys.executable, "-m", program], stdin=subprocess.PIPE, process_group=0
-    )
-    try:
-        return Launched(process, os.pidfd_open(process.pid))
-    except OSError:  # nobody would see it end
-        process.kill()
-        process.wait()
-        assert process.stdin is not None
-        process.stdin.close()
-        raise
 
 
 class Spare:

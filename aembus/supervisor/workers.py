@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aembus.supervisor.configuration import Configuration, WorkerSpec
+from aembus.supervisor.launching import Launched, launch
 from aembus.supervisor.restarts import GiveUp, Restart, RestartHistory, decide
-from aembus.supervisor.spare import Launched, Spare, launch
+from aembus.supervisor.spare import Spare
 
 log = logging.getLogger("aembus")
 

@@ -22,8 +22,9 @@ import pytest
 import aembus
 from aembus.services.base import Caller, Service, call
 from aembus.supervisor import spare
+from aembus.supervisor.launching import Launched
 from aembus.supervisor.ownership import BusLock, sweep
-from aembus.supervisor.spare import Launched, Spare
+from aembus.supervisor.spare import Spare
 from tests.support.running import program, statistics, until, workers
 
 SOON_S = 20.0
