@@ -78,6 +78,7 @@ def test_a_worker_that_hangs_up_is_replaced_when_its_process_ends(
         name = scene.worker_names[0]
         pid = scene.worker_pid(name)
         assert scene.watch(SOON_S, lambda: began(scene, pid))
+        assert scene.watch(SOON_S, lambda: bool(scene.spares()))  # one that just begins looks alike
         before = workers(scene)
         scene.worker_hangs_up(name)
         while not ended(scene, pid):
